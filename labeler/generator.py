@@ -1,0 +1,184 @@
+"""The automatic mask generator: ask at every point of a grid, keep the sure and stable answers, drop duplicates.
+
+Reads as the method in Segment Anything, section 5 and appendix B, and keeps every decision of
+``segment_anything/automatic_mask_generator.py``, without its float masks at image size. Must not know files, OpenVINO
+or jobs.
+"""
+
+from collections.abc import Iterator
+from time import perf_counter
+
+import numpy as np
+
+from labeler.geometry import Crop, boxes_touch_crop_edge, keep_best_boxes, make_crops, make_layer_grids
+from labeler.masks import Upsampling, trace_masks
+from labeler.options import MaskOptions
+from labeler.predictor import Prediction, Predictor
+from labeler.regions import measure_runs, remove_small_regions
+from labeler.types import Embedding, Float32, Float64, MaskSet, Prompts, StageSeconds, UInt8, join_runs
+
+
+def generate_masks(pixels: UInt8, *, predictor: Predictor, options: MaskOptions) -> tuple[MaskSet, StageSeconds]:
+    """Find all masks of an image.
+
+    Args:
+        pixels: (H, W, 3) uint8 RGB.
+        predictor: the model.
+        options: resolved options; see ``options.MaskOptions``.
+
+    Returns:
+        The masks, best first (predicted IoU in a crop, smaller crops first, untouched before repaired), and where the
+        time went. No masks is a normal answer.
+    """
+    image_hw = (pixels.shape[0], pixels.shape[1])
+    grids = _make_grids(options)
+    crops = make_crops(image_hw, n_layers=options.crop_n_layers, overlap_ratio=options.crop_overlap_ratio)
+
+    # Label the image and its crops, each as if it were an image.
+    found, seconds = [], [StageSeconds(0.0, 0.0, 0.0)]
+    for crop in crops:
+        masks, crop_seconds = _label_crop(pixels, crop, grids[crop.layer], predictor=predictor, options=options)
+        found.append(masks)
+        seconds.append(crop_seconds)
+
+    # Drop what several crops found, preferring the smaller crop.
+    start = perf_counter()
+    masks = MaskSet.concat(found, image_hw=image_hw)
+    if len(crops) > 1:
+        masks = masks.take(
+            keep_best_boxes(masks.boxes_xyxy, scores=_inverse_crop_areas(masks), iou_thresh=options.crop_nms_thresh)
+        )
+
+    # Fill small holes, drop small islands, and the duplicates that makes.
+    if options.min_mask_region_area > 0:
+        masks = _repair_masks(masks, options)
+    seconds.append(StageSeconds(0.0, 0.0, perf_counter() - start))
+    return masks, StageSeconds(*(sum(stage) for stage in zip(*seconds, strict=True)))
+
+
+def _label_crop(
+    pixels: UInt8, crop: Crop, grid: Float64, *, predictor: Predictor, options: MaskOptions
+) -> tuple[MaskSet, StageSeconds]:
+    """All masks of one crop, in the image's frame, without duplicates."""
+    start = perf_counter()
+    embedding = predictor.embed(pixels, crop_xyxy=crop.box_xyxy)
+    upsampling = predictor.plan_upsampling(embedding)
+    encode_s = perf_counter() - start
+
+    found, predict_s, post_s = [], 0.0, 0.0
+    for points in _batch(grid * embedding.crop_hw[::-1], predictor.info.prompts_per_call):
+        start = perf_counter()
+        prediction = predictor.predict(
+            embedding, Prompts(points_xy=points[:, None], labels=np.ones((len(points), 1), np.int32))
+        )
+        predicted = perf_counter()
+        masks = _select_masks(prediction, points, embedding, upsampling, predictor.info.mask_threshold, options)
+        found.append(masks)
+        predict_s += predicted - start
+        post_s += perf_counter() - predicted
+
+    # Drop what several points found, preferring the higher predicted IoU.
+    start = perf_counter()
+    masks = MaskSet.concat(found, image_hw=embedding.image_hw)
+    kept = keep_best_boxes(masks.boxes_xyxy, scores=masks.predicted_iou, iou_thresh=options.box_nms_thresh)
+    masks = masks.take(kept)
+    return masks, StageSeconds(encode_s, predict_s, post_s + perf_counter() - start)
+
+
+def _select_masks(
+    prediction: Prediction,
+    points_in_crop: Float64,
+    embedding: Embedding,
+    upsampling: tuple[Upsampling, Upsampling],
+    mask_threshold: float,
+    options: MaskOptions,
+) -> MaskSet:
+    """The answers to a batch of points that pass every filter which looks at one mask alone."""
+    num_masks = prediction.predicted_iou.shape[1]
+    logits = prediction.logits.reshape(-1, *prediction.logits.shape[2:])
+    predicted_iou = prediction.predicted_iou.reshape(-1)
+    points = points_in_crop.repeat(num_masks, axis=0)
+
+    # Filter by predicted IoU, first: it needs no pixel.
+    if options.pred_iou_thresh > 0:
+        sure = predicted_iou > np.float32(options.pred_iou_thresh)
+        logits, predicted_iou, points = logits[sure], predicted_iou[sure], points[sure]
+
+    # Threshold at the image's resolution.
+    traced = trace_masks(
+        logits,
+        rows=upsampling[0],
+        columns=upsampling[1],
+        crop_xyxy=embedding.crop_xyxy,
+        image_hw=embedding.image_hw,
+        mask_threshold=mask_threshold,
+        stability_score_offset=options.stability_score_offset,
+    )
+    x0, y0 = embedding.crop_xyxy[:2]
+    masks = MaskSet(
+        image_hw=embedding.image_hw,
+        run_lengths=traced.run_lengths,
+        run_offsets=traced.run_offsets,
+        boxes_xyxy=traced.boxes_xyxy,
+        areas=traced.areas,
+        predicted_iou=predicted_iou,
+        stability_score=traced.stability_score,
+        points_xy=points + np.array([x0, y0]),
+        crop_boxes_xyxy=np.tile(np.array(embedding.crop_xyxy, np.int64), (len(points), 1)),
+    )
+
+    # Filter by stability, size, and boxes that the crop cut off.
+    kept = masks.areas > 0
+    if options.stability_score_thresh > 0:
+        kept &= masks.stability_score >= np.float32(options.stability_score_thresh)
+    kept &= masks.areas <= options.max_mask_area_ratio * embedding.image_hw[0] * embedding.image_hw[1]
+    kept &= ~boxes_touch_crop_edge(masks.boxes_xyxy, crop_xyxy=embedding.crop_xyxy, image_hw=embedding.image_hw)
+    return masks.take(kept)
+
+
+def _repair_masks(masks: MaskSet, options: MaskOptions) -> MaskSet:
+    """Masks without small holes and islands; of those that now coincide, one that needed no repair is preferred."""
+    runs, boxes, areas = [], masks.boxes_xyxy.copy(), masks.areas.copy()
+    untouched = np.ones(len(masks), np.float32)
+    for i in range(len(masks)):
+        repaired, changed = remove_small_regions(masks.runs(i), image_hw=masks.image_hw, min_area=options.min_mask_region_area)
+        runs.append(repaired)
+        if changed:
+            untouched[i] = 0.0
+            boxes[i], areas[i] = measure_runs(repaired, image_hw=masks.image_hw)
+    run_lengths, run_offsets = join_runs(runs)
+    repaired_masks = MaskSet(
+        image_hw=masks.image_hw,
+        run_lengths=run_lengths,
+        run_offsets=run_offsets,
+        boxes_xyxy=boxes,
+        areas=areas,
+        predicted_iou=masks.predicted_iou,
+        stability_score=masks.stability_score,
+        points_xy=masks.points_xy,
+        crop_boxes_xyxy=masks.crop_boxes_xyxy,
+    )
+    iou_thresh = max(options.box_nms_thresh, options.crop_nms_thresh)
+    return repaired_masks.take(keep_best_boxes(boxes, scores=untouched, iou_thresh=iou_thresh))
+
+
+def _make_grids(options: MaskOptions) -> list[Float64]:
+    """One grid of points (n, 2) in 0-1 for each crop layer."""
+    if options.point_grids is not None:
+        return [np.array(grid, np.float64).reshape(-1, 2) for grid in options.point_grids]
+    return make_layer_grids(
+        options.points_per_side,
+        n_layers=options.crop_n_layers,
+        downscale_factor=options.crop_n_points_downscale_factor,
+    )
+
+
+def _batch(points: Float64, size: int) -> Iterator[Float64]:
+    for begin in range(0, len(points), size):
+        yield points[begin : begin + size]
+
+
+def _inverse_crop_areas(masks: MaskSet) -> Float32:
+    x0, y0, x1, y1 = masks.crop_boxes_xyxy.T
+    scores: Float32 = np.float32(1) / ((x1 - x0) * (y1 - y0)).astype(np.float32)
+    return scores

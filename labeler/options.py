@@ -1,0 +1,144 @@
+"""Every option that changes a mask, declared once: type, range, default and help text.
+
+From this one declaration come the Python API, the flags and their help, the config-file keys, the checks, the record in
+a run's ``run.json`` and the run's fingerprint. Must not know workers, threads or storage: what changes only the speed
+lives in ``jobs.options``.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from labeler.errors import OptionsError
+
+Precision = Literal["f32", "bf16", "f16"]
+Exif = Literal["apply", "ignore"]
+Preset = Literal["sa1b"]
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    # The SA-1B recipe (Segment Anything, appendix B): 32x32 points on the image, 16x16 on each of 2x2 crops, 8x8 on 4x4.
+    "sa1b": {
+        "points_per_side": 32,
+        "crop_n_layers": 2,
+        "crop_n_points_downscale_factor": 2,
+        "min_mask_region_area": 100,
+        "max_mask_area_ratio": 0.95,
+    },
+}
+
+
+def _read_point_grids(value: object) -> object:
+    """A path to a JSON file becomes its content, so that a run's record holds the points and not a file name."""
+    if not isinstance(value, str | Path):
+        return value
+    try:
+        return json.loads(Path(value).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"can't read {value}: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"{value} is not JSON: {error}") from error
+
+
+_Fraction = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
+_PointGrid = tuple[tuple[_Fraction, _Fraction], ...]
+
+
+class MaskOptions(BaseModel):
+    """How masks are made. SAM's generator options keep their names, meanings and defaults."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    points_per_side: int = Field(32, ge=1, le=1024)
+    """Points along one side of the grid on the whole image: 32 asks 1024 times. Ignored where point_grids are given."""
+
+    point_grids: Annotated[tuple[_PointGrid, ...] | None, BeforeValidator(_read_point_grids)] = None
+    """A JSON file with one list of [x, y] a crop layer, each 0-1 of the crop's width and height, instead of the grids."""
+
+    pred_iou_thresh: float = Field(0.88, ge=0.0, le=2.0)
+    """Keep a mask whose IoU as predicted by the model is greater than this. 0 keeps all."""
+
+    stability_score_thresh: _Fraction = 0.95
+    """Keep a mask at least this stable when its threshold moves by stability_score_offset. 0 keeps all."""
+
+    stability_score_offset: float = Field(1.0, ge=0.0, le=100.0)
+    """How far, in logits, the threshold moves up and down to measure stability."""
+
+    box_nms_thresh: _Fraction = 0.7
+    """Of two masks of a crop whose boxes overlap more than this (IoU), the one of lower predicted IoU is dropped."""
+
+    crop_n_layers: int = Field(0, ge=0, le=5)
+    """Label also crops: layer i cuts the image into 2^i x 2^i overlapping crops, each labeled alone. Finds small things."""
+
+    crop_nms_thresh: _Fraction = 0.7
+    """Of two masks of different crops whose boxes overlap more than this (IoU), the one of the larger crop is dropped."""
+
+    crop_overlap_ratio: _Fraction = 512 / 1500
+    """How much the crops of the first layer overlap, as a fraction of the image's shorter side; halved each layer."""
+
+    crop_n_points_downscale_factor: int = Field(1, ge=1, le=1024)
+    """Layer i's grid has points_per_side divided by this to the power i points a side."""
+
+    min_mask_region_area: int = Field(0, ge=0)
+    """Fill holes and drop islands smaller than this many pixels, then drop the duplicates that makes. 0 leaves all."""
+
+    max_mask_area_ratio: float = Field(1.0, gt=0.0, le=1.0)
+    """Drop masks that cover more than this part of the image, before any duplicate is looked for. SA-1B used 0.95."""
+
+    precision: Precision = "f32"
+    """What the CPU computes in. bf16 and f16 are faster where the CPU has them and move masks a little; f32 unless asked."""
+
+    exif: Exif = "apply"
+    """Turn photos upright as their EXIF orientation says, or take the stored pixels. Masks are in the frame chosen here."""
+
+    max_pixels: int = Field(178_956_970, ge=1)
+    """An image with more pixels than this is an error (too_large) and never decoded."""
+
+    @model_validator(mode="after")
+    def _grids_fit_the_layers(self) -> Self:
+        if self.point_grids is not None and len(self.point_grids) != self.crop_n_layers + 1:
+            needed = self.crop_n_layers + 1
+            raise ValueError(f"point_grids holds {len(self.point_grids)} grids, but {needed} are needed, one a crop layer")
+        return self
+
+
+def resolve_mask_options(
+    *given: Mapping[str, Any], preset: Preset | None = None, model_defaults: Mapping[str, Any] | None = None
+) -> MaskOptions:
+    """The options of a run: what was given wins over the preset, that over the model's own defaults, those over SAM's.
+
+    Args:
+        given: option names and values; later mappings win.
+        preset: a name in ``PRESETS``.
+        model_defaults: the ``defaults`` of the model folder's ``model.json``.
+
+    Raises:
+        OptionsError: an unknown name, or a value out of its range; names the option.
+    """
+    values: dict[str, Any] = {**(model_defaults or {}), **(PRESETS[preset] if preset else {})}
+    for mapping in given:
+        values.update(mapping)
+    try:
+        return MaskOptions(**values)
+    except ValidationError as error:
+        raise OptionsError(describe_validation_error(error)) from error
+
+
+def describe_validation_error(error: ValidationError) -> str:
+    """One sentence a fault, each naming its option as it is typed on the command line."""
+    faults = []
+    for fault in error.errors():
+        name = "--" + str(fault["loc"][0]).replace("_", "-") if fault["loc"] else "options"
+        message = fault["msg"].removeprefix("Value error, ")
+        given = f", not {fault['input']!r}" if fault["loc"] and isinstance(fault["input"], str | int | float) else ""
+        faults.append(f"{name}: {message[0].lower()}{message[1:]}{given}")
+    return "; ".join(faults)
+
+
+def fingerprint(options: MaskOptions, *, model_sha256: str) -> str:
+    """The sha256 (hex) of everything that decides a run's masks: these options and the model."""
+    record = {"options": options.model_dump(mode="json"), "model": model_sha256}
+    return hashlib.sha256(json.dumps(record, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

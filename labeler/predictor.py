@@ -1,0 +1,104 @@
+"""A promptable model as values instead of sessions: ``embed`` a crop once, ``predict`` for it as often as you like.
+
+Follows ``segment_anything/predictor.py`` and ``prompt_encoder.py``; must not know files, the point grid or filters.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from labeler.engine import Engine
+from labeler.geometry import fit_in_square, points_to_input
+from labeler.images import resize_image
+from labeler.masks import Upsampling, plan_upsampling, upsample_logits
+from labeler.models import ModelInfo
+from labeler.types import Bool, Box, Embedding, Float32, Int32, Prompts, UInt8
+
+PIXEL_MEAN = np.array([123.675, 116.28, 103.53], np.float32)
+PIXEL_STD = np.array([58.395, 57.12, 57.375], np.float32)
+
+MAX_POINTS = 64
+"""Points a prompt; a graph is compiled for each number that is used."""
+
+_BOX_CORNER_LABELS = (2, 3)
+_PADDING_LABEL = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """Answers to P prompts, K masks each (three, or one).
+
+    Attributes:
+        logits: (P, K, h, w) float32 at low resolution, for the model's whole padded input.
+        predicted_iou: (P, K) float32, the model's own estimate.
+    """
+
+    logits: Float32
+    predicted_iou: Float32
+
+
+class Predictor:
+    """One model, ready to answer. Holds no image: the embedding is the caller's."""
+
+    def __init__(self, engine: Engine, info: ModelInfo) -> None:
+        self._engine = engine
+        self.info = info
+
+    def embed(self, pixels: UInt8, *, crop_xyxy: Box | None = None) -> Embedding:
+        """Encode an (H, W, 3) uint8 RGB image, or a part of it (half-open box)."""
+        image_hw = (pixels.shape[0], pixels.shape[1])
+        x0, y0, x1, y1 = crop_xyxy or (0, 0, image_hw[1], image_hw[0])
+        side = self.info.image_size
+        input_hw = fit_in_square((y1 - y0, x1 - x0), side=side)
+        resized = resize_image(pixels[y0:y1, x0:x1], size_hw=input_hw)
+        padded = np.zeros((1, 3, side, side), np.float32)  # Padding comes after normalising: zeros are the mean colour.
+        padded[0, :, : input_hw[0], : input_hw[1]] = ((resized.astype(np.float32) - PIXEL_MEAN) / PIXEL_STD).transpose(2, 0, 1)
+        return Embedding(features=self._engine.encode(padded), crop_xyxy=(x0, y0, x1, y1), image_hw=image_hw, input_hw=input_hw)
+
+    def predict(self, embedding: Embedding, prompts: Prompts, *, multimask: bool = True) -> Prediction:
+        """Answer each prompt with three masks (for ambiguous prompts, such as one point) or with one.
+
+        Raises:
+            ValueError: a prompt without point, box or mask, or with more than 64 points.
+        """
+        points, labels = self._to_model_points(embedding, prompts)
+        logits, predicted_iou = self._engine.predict(
+            embedding.features, points=points, labels=labels, mask_logits=prompts.mask_logits
+        )
+        kept = slice(1, None) if multimask else slice(0, 1)
+        return Prediction(logits=logits[:, kept], predicted_iou=predicted_iou[:, kept])
+
+    def upsample(self, embedding: Embedding, logits: Float32) -> Float32:
+        """(M, h, w) low-resolution logits -> (M, H, W) at the crop's size."""
+        rows, columns = self.plan_upsampling(embedding)
+        return upsample_logits(logits, rows=rows, columns=columns)
+
+    def binarize(self, embedding: Embedding, logits: Float32) -> Bool:
+        """(M, h, w) low-resolution logits -> (M, H, W) bool masks at the crop's size."""
+        masks: Bool = self.upsample(embedding, logits) > self.info.mask_threshold
+        return masks
+
+    def plan_upsampling(self, embedding: Embedding) -> tuple[Upsampling, Upsampling]:
+        """How the crop's rows and columns of pixels are made of logits."""
+        rows, columns = (
+            plan_upsampling(low_res_length=4 * low, input_side=self.info.image_size, input_length=inner, crop_length=outer)
+            for low, inner, outer in zip(self.info.embedding_shape[2:], embedding.input_hw, embedding.crop_hw, strict=True)
+        )
+        return rows, columns
+
+    def _to_model_points(self, embedding: Embedding, prompts: Prompts) -> tuple[Float32, Int32]:
+        """Points, then a box's two corners; or, where there is no box, SAM's one padding point."""
+        count, num_points = prompts.labels.shape
+        if num_points > MAX_POINTS:
+            raise ValueError(f"a prompt may hold {MAX_POINTS} points at most, not {num_points}")
+        if num_points == 0 and prompts.boxes_xyxy is None:
+            raise ValueError("a prompt needs a point or a box")
+        points, labels = prompts.points_xy, prompts.labels
+        if prompts.boxes_xyxy is not None:
+            points = np.concatenate([points, prompts.boxes_xyxy.reshape(count, 2, 2)], axis=1)
+            labels = np.concatenate([labels, np.tile(np.array(_BOX_CORNER_LABELS, np.int32), (count, 1))], axis=1)
+        points = points_to_input(points, crop_hw=embedding.crop_hw, input_hw=embedding.input_hw)
+        if prompts.boxes_xyxy is None:
+            points = np.concatenate([points, np.zeros((count, 1, 2))], axis=1)
+            labels = np.concatenate([labels, np.full((count, 1), _PADDING_LABEL, np.int32)], axis=1)
+        return points.astype(np.float32), labels.astype(np.int32)

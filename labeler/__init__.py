@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from labeler.generator import generate_masks as generate_masks
     from labeler.images import decode_image as decode_image
     from labeler.models import find_model as find_model
-    from labeler.models import read_model_info as read_model_info
+    from labeler.model_folder import read_model_info as read_model_info
     from labeler.options import MaskOptions as MaskOptions
     from labeler.options import resolve_mask_options as resolve_mask_options
     from labeler.predictor import Predictor as Predictor
@@ -39,7 +39,7 @@ _DOORS = {
     "decode_image": "images",
     "find_model": "models",
     "generate_masks": "generator",
-    "read_model_info": "models",
+    "read_model_info": "model_folder",
     "resolve_mask_options": "options",
 }
 

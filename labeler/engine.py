@@ -14,7 +14,7 @@ import numpy as np
 import openvino as ov
 
 from labeler.errors import ModelError
-from labeler.models import ModelInfo
+from labeler.model_folder import ModelInfo
 from labeler.options import Precision
 from labeler.types import Float32, Int32
 

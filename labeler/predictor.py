@@ -11,7 +11,7 @@ from labeler.engine import Engine
 from labeler.geometry import fit_in_square, points_to_input
 from labeler.images import resize_image
 from labeler.masks import Upsampling, plan_upsampling, upsample_logits
-from labeler.models import ModelInfo
+from labeler.model_folder import ModelInfo
 from labeler.types import Bool, Box, Embedding, Float32, Int32, Prompts, UInt8
 
 PIXEL_MEAN = np.array([123.675, 116.28, 103.53], np.float32)

@@ -1,0 +1,291 @@
+"""Bytes by path or URI: read, write whole, list. Local files directly, everything else by fsspec.
+
+Must not know what the bytes mean. A place is a plain local path, taken literally whatever stands in it; a ``file://``
+URI, percent-encoded, as ``path_to_uri`` writes it; or any URL of fsspec's (``s3://``, ``memory://``), passed on as is.
+
+Errors: ``FileNotFoundError`` where there is no such file (also: the name is a folder's, runs through a file, is too
+long, or is a link that dangles or loops) and ``PermissionError`` leave as they are, for the caller knows whose fault
+that is. ``OptionsError``: no such kind of store, or its package is not installed. All else is a ``StorageError``.
+"""
+
+import contextlib
+import errno
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote_from_bytes, unquote_to_bytes
+
+import fsspec
+
+from labeler.errors import OptionsError, StorageError
+
+_URL = re.compile(r"^(?:[a-z0-9]+::)*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_NO_SUCH_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO})
+
+
+@dataclass(frozen=True, slots=True)
+class FileInfo:
+    """A file in a store.
+
+    Attributes:
+        uri: opens again with ``read_bytes``; ASCII for local files, whatever their name.
+        path: below the listed root, with ``/``. Bytes of a name that are not UTF-8 are surrogates; see ``encode_name``.
+        size_bytes: None for a link that dangles or loops: listed, so that it is missed by name.
+        etag: changes when the content does; None where the store gives nothing of the kind.
+    """
+
+    uri: str
+    path: str
+    size_bytes: int | None
+    etag: str | None
+
+
+def path_to_uri(path: str | os.PathLike[str]) -> str:
+    """A local path as a ``file://`` URI: absolute, all but plain characters percent-encoded, links not resolved.
+
+    Text that is a URI already stays as it is, so this may be said over whatever a person typed.
+    """
+    if isinstance(path, str) and _URL.match(path):
+        return path
+    return "file://" + quote_from_bytes(os.fsencode(os.path.abspath(path)))  # noqa: PTH100 (resolve() follows links)
+
+
+def uri_to_path(uri: str) -> Path | None:
+    """The local path that a place names, or None if it is not local."""
+    if uri[:7].lower() == "file://":
+        _host, slash, rest = uri[7:].partition("/")
+        return Path(os.fsdecode(unquote_to_bytes(slash + rest)))
+    return None if _URL.match(uri) else Path(uri)
+
+
+def encode_name(name: str) -> str:
+    """A file name as tables hold it: valid text; ``%`` and bytes that are not UTF-8 percent-encoded, and no more."""
+    escaped = name.replace("%", "%25")
+    return re.sub("[\udc80-\udcff]", lambda match: f"%{ord(match[0]) - 0xDC00:02X}", escaped)
+
+
+def decode_name(text: str) -> str:
+    """The file name that ``encode_name`` made this text of."""
+    return os.fsdecode(unquote_to_bytes(text))
+
+
+def read_bytes(uri: str, *, offset: int | None = None, length: int | None = None) -> bytes:
+    """The whole of a file, or ``length`` bytes of it from ``offset`` on: fewer where it ends before."""
+    start = offset or 0
+    path = uri_to_path(uri)
+    if path is None:
+        with _store_errors(uri):
+            store, key = _open_store(uri)
+            data: bytes = store.cat_file(key, start=start, end=None if length is None else start + length)
+            return data
+    with _local_errors(path):
+        # Not blocking, so that a pipe in a folder of images holds nobody up.
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        with os.fdopen(handle, "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise FileNotFoundError(errno.ENOENT, "not a regular file", str(path))
+            file.seek(start)
+            return file.read(-1 if length is None else length)
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Write a file whole or not at all, with the folders it needs; a reader sees the old content or the new.
+
+    Locally that is a hidden file beside it, synced to disk and renamed; one left by a killed process is harmless.
+    """
+    path = uri_to_path(uri)
+    if path is None:
+        with _store_errors(uri):
+            store, key = _open_store(uri)
+            store.makedirs(store._parent(key), exist_ok=True)
+            store.pipe_file(key, data)
+        return
+    temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
+    with _local_errors(path, writing=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+        _sync_folder(path.parent)
+
+
+def list_files(root: str) -> Iterator[FileInfo]:
+    """Every file below a folder, at any depth, in any order; names that begin with a dot too.
+
+    Links are followed, to files and to folders (as ``find -L`` does), but never into a folder that holds them: a file
+    reached by two ways is listed by both. Links that dangle or loop are listed without a size. Pipes and devices are
+    not. Where a folder below the root may not be read, that is a ``PermissionError``: nothing is left out silently.
+    """
+    path = uri_to_path(root)
+    if path is not None:
+        with _local_errors(path):
+            above = path.stat()
+        yield from _list_folder(path, prefix="", above=frozenset({(above.st_dev, above.st_ino)}))
+        return
+    with _store_errors(root):
+        store, key = _open_store(root)
+        found: dict[str, dict[str, Any]] = store.find(key, detail=True)
+        if not found and not store.isdir(key):
+            raise FileNotFoundError(errno.ENOENT, "no such folder", root)
+    base = key.rstrip("/") + "/"
+    for name, about in found.items():
+        yield FileInfo(store.unstrip_protocol(name), name.removeprefix(base), about.get("size"), _find_etag(about))
+
+
+def stat_file(uri: str) -> FileInfo:
+    """What a listing would say of one file now; ``path`` is its name alone."""
+    path = uri_to_path(uri)
+    if path is not None:
+        with _local_errors(path):
+            about = path.stat()
+            if not stat.S_ISREG(about.st_mode):
+                raise FileNotFoundError(errno.ENOENT, "not a regular file", str(path))
+            return FileInfo(path_to_uri(path), path.name, about.st_size, _stat_etag(about))
+    with _store_errors(uri):
+        store, key = _open_store(uri)
+        found: dict[str, Any] = store.info(key)
+        return FileInfo(uri, key.rsplit("/", 1)[-1], found.get("size"), _find_etag(found))
+
+
+def exists(uri: str) -> bool:
+    """Whether there is a file or folder."""
+    return _is(uri, "exists")
+
+
+def is_folder(uri: str) -> bool:
+    """Whether there is a folder. Object stores have one where a file's name goes on below it."""
+    return _is(uri, "isdir")
+
+
+def delete(uri: str) -> None:
+    """Remove a file; that there is none is no error."""
+    path = uri_to_path(uri)
+    if path is not None:
+        with contextlib.suppress(FileNotFoundError), _local_errors(path, writing=True):
+            path.unlink()
+        return
+    with contextlib.suppress(FileNotFoundError), _store_errors(uri):
+        store, key = _open_store(uri)
+        store.rm_file(key)
+
+
+def join(root: str, *parts: str) -> str:
+    """The place of a file below a folder, named by ``FileInfo.path`` or pieces of it."""
+    if root[:7].lower() == "file://":
+        parts = tuple(quote_from_bytes(os.fsencode(part)) for part in parts)
+    if not parts:
+        return root
+    return (root if root.endswith("/") or not root else root + "/") + "/".join(parts)
+
+
+def copy_folder(source: str, *, target: str) -> None:
+    """Copy every file below a folder, each whole or not at all, one at a time in memory."""
+    for file in list_files(source):
+        write_bytes(join(target, file.path), read_bytes(file.uri))
+
+
+def _list_folder(folder: Path, *, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[FileInfo]:
+    """Files below one folder; ``above`` are the device and inode of it and of the folders it was reached through."""
+    with _local_errors(folder):
+        entries = list(os.scandir(folder))
+    for entry in entries:
+        path = prefix + entry.name
+        uri = path_to_uri(folder / entry.name)
+        try:
+            about = entry.stat()
+        except OSError as error:
+            if isinstance(error, PermissionError):
+                raise
+            if entry.is_symlink():
+                yield FileInfo(uri, path, None, None)
+            continue  # Otherwise it was there a moment ago and is gone.
+        if stat.S_ISREG(about.st_mode):
+            yield FileInfo(uri, path, about.st_size, _stat_etag(about))
+        identity = (about.st_dev, about.st_ino)
+        if stat.S_ISDIR(about.st_mode) and identity not in above:
+            yield from _list_folder(folder / entry.name, prefix=path + "/", above=above | {identity})
+
+
+def _is(uri: str, question: str) -> bool:
+    path = uri_to_path(uri)
+    if path is None:
+        with _store_errors(uri):
+            store, key = _open_store(uri)
+            return bool(getattr(store, question)(key))
+    try:
+        with _local_errors(path):
+            mode = path.stat().st_mode
+    except FileNotFoundError:
+        return False
+    return question == "exists" or stat.S_ISDIR(mode)
+
+
+def _open_store(uri: str) -> tuple[Any, str]:
+    try:
+        store, key = fsspec.core.url_to_fs(uri)
+    except (ImportError, ValueError) as error:
+        raise OptionsError(f"{uri} can't be opened: {error}") from error
+    return store, str(key)
+
+
+@contextlib.contextmanager
+def _local_errors(path: Path, *, writing: bool = False) -> Iterator[None]:
+    """Translates the operating system's errors over one local path."""
+    try:
+        yield
+    except (FileNotFoundError, PermissionError):
+        raise
+    except OSError as error:
+        if not writing and error.errno in _NO_SUCH_FILE:
+            raise FileNotFoundError(error.errno, error.strerror, str(path)) from error
+        full = " (the disk is full)" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
+        verb = "written" if writing else "read"
+        raise StorageError(f"{path} can't be {verb}: {error.strerror or error}{full}") from error
+    except ValueError as error:  # A null character in the name.
+        raise FileNotFoundError(errno.ENOENT, str(error), str(path)) from error
+
+
+@contextlib.contextmanager
+def _store_errors(uri: str) -> Iterator[None]:
+    """Translates a store's errors. Each has classes of its own, so all that is not of these few is the store's."""
+    try:
+        yield
+    except (FileNotFoundError, PermissionError, OptionsError):
+        raise
+    except (IsADirectoryError, NotADirectoryError) as error:
+        raise FileNotFoundError(errno.ENOENT, "not a file", uri) from error
+    except Exception as error:
+        raise StorageError(f"{uri}: {type(error).__name__}: {error}") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """So that a renamed file keeps its name through a power cut; not every file system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _stat_etag(about: os.stat_result) -> str:
+    return f"{about.st_size:x}-{about.st_mtime_ns:x}"
+
+
+def _find_etag(about: dict[str, Any]) -> str | None:
+    for key in ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified"):
+        if about.get(key) is not None:
+            return str(about[key]).strip('"')
+    return None

@@ -74,7 +74,8 @@ def measure_boxes_xywh(counts: Sequence[str], *, image_hw: Size) -> Float64:
 
 def measure_areas(counts: Sequence[str], *, image_hw: Size) -> Int64:
     """pycocotools' ``area`` of each mask: (N,) int64, pixels."""
-    return np.asarray(coco_mask.area([_coco_rle(c, image_hw) for c in counts]), np.int64).reshape(-1)
+    # One by one: pycocotools 2.0.11's ``area`` of a list keeps its length in a uint8, which fails from 256 masks on.
+    return np.array([coco_mask.area(_coco_rle(c, image_hw)) for c in counts], np.int64)
 
 
 def _coco_rle(counts: str, image_hw: Size) -> dict[str, Any]:

@@ -37,6 +37,15 @@ def test_boxes_and_areas_are_pycocotools_own() -> None:
     np.testing.assert_array_equal(rle.measure_areas(counts, image_hw=(4, 6)), [1])
 
 
+def test_hundreds_of_masks_of_one_image_are_measured() -> None:
+    """More than the 255 that pycocotools 2.0.11's area of a list can count."""
+    corner = np.zeros((30, 30), bool)
+    corner[:10, :30] = True
+    counts = [rle.runs_to_counts(rle.mask_to_runs(corner), image_hw=(30, 30))] * 1000
+    np.testing.assert_array_equal(rle.measure_areas(counts, image_hw=(30, 30)), np.full(1000, 300))
+    np.testing.assert_array_equal(rle.measure_boxes_xywh(counts, image_hw=(30, 30)), np.tile([0, 0, 30, 10], (1000, 1)))
+
+
 def test_no_masks_is_an_answer() -> None:
     """Empty lists give empty columns of the right shape."""
     assert rle.measure_boxes_xywh([], image_hw=(4, 6)).shape == (0, 4)

@@ -1,0 +1,155 @@
+"""A run -> pictures people look at: each photo with its masks painted over it, and one contact sheet of all of them.
+
+Must not know training formats. Shows a sample spread evenly over the run, failed images included: a gray tile says why.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from export.runs import Run, iterate_rows
+from labeler import rle, storage
+from labeler.draw import (
+    MAX_JPEG_SIDE_PX,
+    Tile,
+    contact_sheet,
+    contact_sheet_hw,
+    encode_jpeg,
+    paint_masks,
+    shrink_to_fit,
+)
+from labeler.errors import ImageError, OptionsError, StorageError
+from labeler.images import decode_image
+from labeler.types import UInt8
+
+CONTACT_SHEET = "contact_sheet.jpg"
+OVERLAYS = "overlays"
+
+_OVERLAY_SIDE_PX = 1600
+_TILE_PX = 320
+
+Row = dict[str, Any]
+T = TypeVar("T")
+
+
+class PreviewOptions(BaseModel):
+    """Which images are shown, and how many in a row."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    limit: Annotated[int, Field(ge=1, le=1000)] = 60
+    """Show at most this many images, spread evenly over the run."""
+
+    columns: Annotated[int, Field(ge=1, le=100)] = 6
+    """Images in a row of the contact sheet."""
+
+
+@dataclass(slots=True)
+class PreviewReport:
+    """What was drawn.
+
+    Attributes:
+        num_overlays: photos painted.
+        num_masks: masks on them.
+        num_failed: gray tiles of images that could not be labeled.
+        num_unreadable: gray tiles of images that are labeled, but whose photo could not be shown now.
+    """
+
+    num_overlays: int = 0
+    num_masks: int = 0
+    num_failed: int = 0
+    num_unreadable: int = 0
+
+
+def export_preview(run: Run, target: str, *, options: PreviewOptions) -> PreviewReport:
+    """Write overlay pictures and a contact sheet of some committed images into a folder.
+
+    Raises:
+        OptionsError: no image is committed yet, or the sheet would be larger than a JPEG file can be.
+        StorageError: a part or a photo can't be read, or a picture can't be written.
+    """
+    chosen = _choose_images(run, limit=options.limit)
+    if not chosen:
+        raise OptionsError(f"{run.output} has no committed images to show")
+    if max(contact_sheet_hw(len(chosen), columns=options.columns, tile_px=_TILE_PX)) > MAX_JPEG_SIDE_PX:
+        raise OptionsError(f"{len(chosen)} images in {options.columns} columns do not fit one picture; use more --columns")
+    report = PreviewReport()
+    tiles = [_show_image(row, counts, run, target, report=report) for row, counts in _join_masks(run, chosen)]
+    sheet = contact_sheet(tiles, columns=options.columns, tile_px=_TILE_PX)
+    _write(storage.join(target, CONTACT_SHEET), encode_jpeg(sheet))
+    return report
+
+
+def _choose_images(run: Run, *, limit: int) -> list[tuple[int, Row]]:
+    """(shard, image row) of a sample spread evenly over the committed images, in order."""
+    columns = ["image_id", "uri", "file_name", "width", "height", "status", "error_kind", "error_message"]
+    shards = _spread(run.shards, limit)
+    rows = [(s, row) for s in shards for row in iterate_rows(run, table="images", columns=columns, shards=[s])]
+    return _spread(rows, limit)
+
+
+def _spread(items: Sequence[T], limit: int) -> list[T]:
+    """At most ``limit`` of the items, evenly spaced, the first one always among them."""
+    if len(items) <= limit:
+        return list(items)
+    return [items[i * len(items) // limit] for i in range(limit)]
+
+
+def _join_masks(run: Run, chosen: Sequence[tuple[int, Row]]) -> Iterator[tuple[Row, list[str]]]:
+    """Each image row with the counts of its masks. Each masks part is read once."""
+    for shard, group in groupby(chosen, key=lambda pair: pair[0]):
+        rows = [row for _, row in group]
+        counts: dict[int, list[str]] = {row["image_id"]: [] for row in rows}
+        for mask in iterate_rows(run, table="masks", columns=["image_id", "segmentation"], shards=[shard]):
+            if mask["image_id"] in counts:
+                counts[mask["image_id"]].append(mask["segmentation"]["counts"])
+        yield from ((row, counts[row["image_id"]]) for row in rows)
+
+
+def _show_image(row: Row, counts: Sequence[str], run: Run, target: str, *, report: PreviewReport) -> Tile:
+    """Paint one image into its file; its tile for the sheet."""
+    name = storage.decode_name(row["file_name"])
+    if row["status"] != "ok":
+        report.num_failed += 1
+        return Tile(name, f"{row['error_kind']}: {row['error_message']}")
+    try:
+        photo = _read_photo(row, run)
+    except ImageError as error:
+        report.num_unreadable += 1
+        return Tile(name, f"labeled with {len(counts)} masks, but can't be shown: {error.reason}")
+    report.num_overlays += 1
+    report.num_masks += len(counts)
+    painted = paint_masks(photo, [rle.counts_to_runs(c) for c in counts], image_hw=(row["height"], row["width"]))
+    _write(storage.join(target, OVERLAYS, _name_overlay(row)), encode_jpeg(painted))
+    return Tile(name, "1 mask" if len(counts) == 1 else f"{len(counts)} masks", shrink_to_fit(painted, max_side_px=_TILE_PX))
+
+
+def _read_photo(row: Row, run: Run) -> UInt8:
+    """The photo as it was labeled, at most ``_OVERLAY_SIDE_PX`` long. Raises ImageError where it is not that any more."""
+    try:
+        data = storage.read_bytes(row["uri"])
+    except FileNotFoundError as error:
+        raise ImageError("missing", "it is not there any more") from error
+    except PermissionError as error:
+        raise ImageError("forbidden", "permission denied") from error
+    image = decode_image(data, exif=run.options.exif, max_pixels=run.options.max_pixels)
+    if image.hw != (row["height"], row["width"]):
+        raise ImageError("changed", "its size is not what it was when it was labeled")
+    return shrink_to_fit(image.pixels, max_side_px=_OVERLAY_SIDE_PX)
+
+
+def _write(uri: str, data: bytes) -> None:
+    try:
+        storage.write_bytes(uri, data)
+    except (FileNotFoundError, PermissionError) as error:
+        raise StorageError(f"{uri} can't be written: {error.strerror or error}") from error
+
+
+def _name_overlay(row: Row) -> str:
+    """A name any file system takes, in the table's order and unlike any other's: the id, then what names the photo."""
+    stem = re.sub(r"[^A-Za-z0-9.-]+", "_", row["file_name"])[-80:]
+    return f"{row['image_id']:07d}_{stem}.jpg"

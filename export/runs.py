@@ -1,0 +1,113 @@
+"""A run's folder, read shard by shard: what was frozen, which shards are committed, the rows of a table.
+
+Must not know any format: rows leave as plain dictionaries. Holds one part of one table in memory at a time.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from labeler import storage, tables
+from labeler.errors import OptionsError, StorageError
+from labeler.options import MaskOptions
+
+_ROWS_AT_A_TIME = 1024
+"""Rows that are Python objects at once; a part's others stay Arrow's columns, ten times smaller."""
+
+
+class _ModelRecord(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    model_type: str
+    sha256: str
+
+
+class _RunRecord(BaseModel):
+    """What an export needs of ``run.json``."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    schema_version: int
+    num_images: int
+    num_shards: int
+    options: MaskOptions
+    model: _ModelRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run as it stands now.
+
+    Attributes:
+        output: the run's folder.
+        options: the mask options it was frozen with.
+        model_type, model_sha256: the model it was frozen with.
+        num_images, num_shards: what was planned.
+        shards: the committed shards, in order; only these count.
+    """
+
+    output: str
+    options: MaskOptions
+    model_type: str
+    model_sha256: str
+    num_images: int
+    num_shards: int
+    shards: tuple[int, ...]
+
+    @property
+    def num_missing_shards(self) -> int:
+        """Shards that are planned, but not committed yet. 0: the run is finished."""
+        return self.num_shards - len(self.shards)
+
+
+def read_run(output: str) -> Run:
+    """What stands in a run's folder.
+
+    Raises:
+        OptionsError: no run was frozen there, or another version of this program wrote it.
+        StorageError: it can't be read.
+    """
+    uri = storage.join(output, "run.json")
+    try:
+        record = _RunRecord.model_validate_json(storage.read_bytes(uri))
+    except FileNotFoundError as error:
+        raise OptionsError(f"{output} is not the output of a run: it has no run.json") from error
+    except PermissionError as error:
+        raise StorageError(f"{uri} may not be read: permission denied") from error
+    except ValidationError as error:
+        raise OptionsError(f"{uri} is not a run this version can read: {str(error).splitlines()[0]}") from error
+    if record.schema_version != tables.SCHEMA_VERSION:
+        raise OptionsError(f"{uri} has schema version {record.schema_version}; this version reads {tables.SCHEMA_VERSION}")
+    return Run(
+        output=output,
+        options=record.options,
+        model_type=record.model.model_type,
+        model_sha256=record.model.sha256,
+        num_images=record.num_images,
+        num_shards=record.num_shards,
+        shards=tuple(sorted(tables.list_committed_shards(output))),
+    )
+
+
+def describe_missing(run: Run) -> str:
+    """One sentence on how much of an unfinished run is there."""
+    return f"{run.output} is not finished: {run.num_missing_shards} of its {run.num_shards} shards are missing"
+
+
+def iterate_rows(
+    run: Run, *, table: tables.TableName, columns: Sequence[str], shards: Sequence[int] | None = None
+) -> Iterator[dict[str, Any]]:
+    """The rows of a table, in order of image_id (then mask_id), of all committed shards or of these.
+
+    Raises:
+        StorageError: a part can't be read, is damaged or vanished while it was to be read.
+    """
+    for shard in run.shards if shards is None else shards:
+        try:
+            rows = tables.read_part(run.output, table=table, number=shard, columns=columns)
+        except (FileNotFoundError, PermissionError) as error:
+            raise StorageError(f"{run.output}/{tables.part_name(table, shard)} can't be read: {error}") from error
+        for batch in rows.to_batches(max_chunksize=_ROWS_AT_A_TIME):
+            yield from batch.to_pylist()

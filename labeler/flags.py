@@ -1,0 +1,83 @@
+"""What the command lines share: each mask option as a flag, and errors as exit codes.
+
+Must not know any command. Flags come from ``labeler.options``, where names, ranges, defaults and help texts stand.
+"""
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter
+from pydantic import BaseModel, ValidationError, create_model
+
+from labeler.errors import ImageError, LabelerError, OptionsError
+from labeler.options import MaskOptions, describe_validation_error
+
+EXIT_DONE = 0
+EXIT_STOPPED = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+EXIT_CODES_HELP = (
+    "Exit codes: 0 done; 1 a file, the storage or the model is at fault; 2 usage or a bad option; 130 interrupted."
+)
+
+
+def _make_flag(name: str) -> tuple[Any, None]:
+    """A mask option as it is typed: None where it is not given, so that the model's own default can count."""
+    field = MaskOptions.model_fields[name]
+    # The grids are read from a file by MaskOptions itself.
+    typed: Any = Path if name == "point_grids" else field.annotation
+    default = "" if field.default is None else f" Default: the model's own, else {_shorten(field.default)}."
+    return Annotated[typed | None, Parameter(help=f"{field.description}{default}", show_default=False, negative=())], None
+
+
+def _shorten(default: object) -> str:
+    return f"{default:.4g}" if isinstance(default, float) else str(default)
+
+
+if TYPE_CHECKING:
+    MaskFlags = BaseModel
+else:
+    # Not MaskOptions itself: what is typed can only be checked together with the preset and the model's own defaults.
+    MaskFlags = create_model("MaskFlags", **{name: _make_flag(name) for name in MaskOptions.model_fields})
+"""All mask options as flags (``Annotated[MaskFlags | None, Parameter(name="*", group=...)]``), unchecked."""
+
+
+def given_options(flags: BaseModel | None) -> dict[str, Any]:
+    """The options that were typed, for ``resolve_mask_options``."""
+    return {} if flags is None else flags.model_dump(exclude_none=True)
+
+
+def run_command(app: App, arguments: Sequence[str] | None = None) -> int:
+    """Run the command that the arguments (default: this process's) name.
+
+    Returns:
+        The exit code: what the command returned, or the one its error stands for; the error is then one line on stderr.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        result = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+    except CycloptsError as error:
+        fault = error.__cause__
+        message = describe_validation_error(fault) if isinstance(fault, ValidationError) else str(error).strip()
+        return _fail(message, hint=f"See: {' '.join(app.name)} --help", code=EXIT_USAGE)
+    except OptionsError as error:
+        return _fail(str(error), code=EXIT_USAGE)
+    except ImageError as error:
+        return _fail(error.reason, code=EXIT_STOPPED)
+    except LabelerError as error:
+        return _fail(str(error), code=EXIT_STOPPED)
+    except KeyboardInterrupt:
+        return _fail("interrupted", code=EXIT_INTERRUPTED)
+    if not tokens:  # The help was shown.
+        return EXIT_USAGE
+    return result if isinstance(result, int) else EXIT_DONE
+
+
+def _fail(message: str, *, code: int, hint: str = "") -> int:
+    print(f"error: {message}", *([hint] if hint else []), sep="\n", file=sys.stderr)
+    return code

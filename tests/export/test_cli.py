@@ -1,0 +1,81 @@
+"""``python -m export``: exit codes and words."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from export.cli import main
+
+
+def test_coco_says_what_it_wrote(make_run: Any, random_masks: Any, tmp_path: Path, capsys: Any) -> None:
+    """Counts of what is in the file and of what was left out."""
+    output = make_run([("a.jpg", (30, 40), random_masks((30, 40), 3)), ("b.jpg", None, [])], orientation=6)
+    assert main(["coco", str(output), str(tmp_path / "coco.json"), "--min-area", "1"]) == 0
+    words = capsys.readouterr().out
+    assert "3 masks of 1 images" in words
+    assert "1 failed images" in words
+    assert "1 images carry an EXIF orientation" in words
+
+
+def test_an_unfinished_run_is_not_exported_by_accident(make_run: Any, tmp_path: Path, capsys: Any) -> None:
+    """Exit 2 with the way out; with --partial the committed shards, and loud words; a preview needs no asking."""
+    output = make_run([(f"{i}.jpg", (8, 8), []) for i in range(5)], missing=(1,))
+    target = tmp_path / "coco.json"
+    assert main(["coco", str(output), str(target)]) == 2
+    words = capsys.readouterr().err
+    assert "1 of its 3 shards are missing" in words
+    assert "--partial" in words
+    assert not target.exists()
+    assert main(["coco", str(output), str(target), "--partial"]) == 0
+    assert "PARTIAL" in capsys.readouterr().out
+    assert [image["id"] for image in json.loads(target.read_text())["images"]] == [1, 2, 5]
+    assert main(["preview", str(output), str(tmp_path / "look")]) == 0
+    assert "not finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ""),
+        (["coco"], "OUTPUT"),
+        (["coco", "RUN", "x.json", "--segmentation", "polygon"], "--segmentation"),
+        (["coco", "RUN", "x.json", "--min-predicted-iou", "nan"], "--min-predicted-iou"),
+        (["coco", "RUN", "x.json", "--min-area", "-3"], "--min-area"),
+        (["coco", "RUN", "x.json", "--frame", "stored"], "--frame"),
+        (["coco", "not/a/run", "x.json"], "not the output of a run"),
+        (["preview", "RUN", "x", "--limit", "0"], "--limit"),
+        (["polygons", "RUN", "x"], "polygons"),
+    ],
+)
+def test_misuse_is_exit_2(
+    arguments: list[str], words: str, make_run: Any, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    """The sentence names what is wrong, and nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    output = make_run([("a.jpg", (8, 8), [])])
+    assert main([str(output) if a == "RUN" else a for a in arguments]) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "x.json").exists()
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_target_that_cannot_be_written_is_exit_1(make_run: Any, tmp_path: Path, capsys: Any) -> None:
+    """A file where a folder should be; the sentence names the target."""
+    output = make_run([("a.jpg", (8, 8), [])])
+    (tmp_path / "file").write_text("")
+    assert main(["coco", str(output), str(tmp_path / "file" / "coco.json")]) == 1
+    assert "coco.json" in capsys.readouterr().err
+
+
+def test_the_module_runs() -> None:
+    """``python -m export coco --help`` teaches with an example, in a process of its own that loads no engine and no Ray."""
+    answer = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "export", "coco", "--help"], capture_output=True, text=True, check=True
+    )
+    assert "python -m export coco runs/photos photos.json" in answer.stdout
+    loaded = {line.split("|")[-1].strip() for line in answer.stderr.splitlines()}
+    assert not loaded & {"openvino", "ray", "torch", "numba"}

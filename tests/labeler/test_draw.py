@@ -1,0 +1,113 @@
+"""Pictures are judged by eye; what a machine can judge of them stands here."""
+
+from io import BytesIO
+
+import numpy as np
+import pytest
+from PIL import Image as PillowImage
+
+from labeler import draw, rle
+
+
+def box_mask(hw: tuple[int, int], y0: int, x0: int, y1: int, x1: int) -> np.ndarray:
+    mask = np.zeros(hw, bool)
+    mask[y0:y1, x0:x1] = True
+    return rle.mask_to_runs(mask)
+
+
+def test_only_masks_are_painted() -> None:
+    """The photo stays as it is where no mask is, and the array that was given is not touched."""
+    photo = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
+    before = photo.copy()
+    painted = draw.paint_masks(photo, [box_mask((60, 80), 10, 20, 40, 50)])
+    inside = np.zeros((60, 80), bool)
+    inside[10:40, 20:50] = True
+    np.testing.assert_array_equal(photo, before)
+    np.testing.assert_array_equal(painted[~inside], photo[~inside])
+    assert (painted[inside] != photo[inside]).any(axis=1).mean() > 0.95
+    np.testing.assert_array_equal(draw.paint_masks(photo, []), photo)
+
+
+def test_a_mask_keeps_its_color_whatever_the_others_are() -> None:
+    """Mask 1 looks the same alone (after an empty mask 0) as beside others, and neighbours in number differ clearly."""
+    photo = np.full((60, 80, 3), 128, np.uint8)
+    hw = (60, 80)
+    left, right, nothing = box_mask(hw, 5, 5, 50, 30), box_mask(hw, 5, 40, 50, 70), box_mask(hw, 0, 0, 0, 0)
+    both, alone = draw.paint_masks(photo, [left, right]), draw.paint_masks(photo, [nothing, right])
+    np.testing.assert_array_equal(both[:, 35:], alone[:, 35:])
+    colors = np.array([draw.mask_color(i) for i in range(200)])
+    assert np.abs(np.diff(colors, axis=0)).sum(axis=1).min() > 150
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_small_masks_lie_on_top_of_large_ones(order: tuple[int, int]) -> None:
+    """A mask inside another one is in sight, whichever comes first, and its tint does not mix with the other's."""
+    photo = np.full((100, 100, 3), 90, np.uint8)
+    masks = [box_mask((100, 100), 0, 0, 100, 100), box_mask((100, 100), 40, 40, 60, 60)]
+    painted = draw.paint_masks(photo, [masks[i] for i in order])
+    expected = 90 * (1 - draw.FILL_ALPHA) + np.array(draw.mask_color(order.index(1))) * draw.FILL_ALPHA
+    np.testing.assert_allclose(painted[50, 50], expected, atol=1)
+
+
+@pytest.mark.parametrize("level", [0, 128, 255])
+def test_outlines_can_be_seen_on_any_photo(level: int) -> None:
+    """Between a mask's tint and the photo there is a line far brighter or far darker than the photo."""
+    photo = np.full((100, 100, 3), level, np.uint8)
+    for index in range(12):
+        masks = [box_mask((100, 100), 0, 0, 0, 0)] * index + [box_mask((100, 100), 20, 20, 80, 80)]
+        edge = draw.paint_masks(photo, masks)[50, 20:23].astype(int)
+        assert np.abs(edge - level).mean(axis=1).max() > 60
+
+
+def test_masks_fit_a_smaller_copy_of_the_photo() -> None:
+    """On a photo shrunk to a quarter, masks given in the photo's own frame lie where they belong."""
+    photo = np.full((100, 150, 3), 77, np.uint8)
+    painted = draw.paint_masks(photo, [box_mask((400, 600), 80, 120, 200, 360)], image_hw=(400, 600))
+    rows, columns = np.nonzero((painted != photo).any(axis=2))
+    assert (rows.min(), rows.max() + 1, columns.min(), columns.max() + 1) == (20, 50, 30, 90)
+
+
+def test_the_smallest_masks_show() -> None:
+    """A mask of one pixel is a light dot, not a dark one; an empty mask is nothing."""
+    photo = np.zeros((50, 50, 3), np.uint8)
+    painted = draw.paint_masks(photo, [box_mask((50, 50), 10, 10, 11, 11), box_mask((50, 50), 0, 0, 0, 0)])
+    assert painted[10, 10].max() > 60
+    assert np.count_nonzero(painted.any(axis=2)) == 1
+
+
+def test_shrinking_keeps_the_shape_and_never_enlarges() -> None:
+    """The longer side becomes the one asked for; a strip keeps a pixel; a small picture is left alone."""
+    assert draw.shrink_to_fit(np.zeros((3000, 4000, 3), np.uint8), max_side_px=400).shape == (300, 400, 3)
+    assert draw.shrink_to_fit(np.zeros((2, 4000, 3), np.uint8), max_side_px=400).shape == (1, 400, 3)
+    small = np.zeros((30, 40, 3), np.uint8)
+    assert draw.shrink_to_fit(small, max_side_px=400) is small
+
+
+def test_a_sheet_has_a_place_for_every_tile() -> None:
+    """Pictures, reasons and captions stand in their own cells, however long the names and whatever bytes they hold."""
+    red = np.full((50, 200, 3), (250, 10, 10), np.uint8)
+    tiles = [
+        draw.Tile("a.jpg", "3 masks", red),
+        draw.Tile("deep/folder/" + "long" * 50 + ".jpg", "12 masks", np.full((900, 300, 3), (10, 250, 10), np.uint8)),
+        draw.Tile("caf\udce9.jpg", "truncated: " + "the file ends too early " * 40),
+        draw.Tile("", ""),
+    ]
+    sheet = draw.contact_sheet(tiles, columns=3, tile_px=120)
+    assert sheet.shape == (*draw.contact_sheet_hw(4, columns=3, tile_px=120), 3)
+    assert np.count_nonzero((sheet == (250, 10, 10)).all(axis=2)) > 100 * 30
+    assert np.count_nonzero((sheet == (10, 250, 10)).all(axis=2)) > 30 * 100
+    gray = sheet[4:124, 252:372]
+    assert (gray[0, 0] == gray[-1, -1]).all()
+    assert len(np.unique(gray)) > 10  # The reason is written on it.
+    assert (sheet[:, 124:128] == sheet[0, 0]).all(), "something spills out of the first column"
+    assert (sheet[:, 248:252] == sheet[0, 0]).all(), "something spills out of the second column"
+
+
+def test_a_jpeg_holds_the_picture() -> None:
+    """The encoded picture opens again at its size, near its colours, and equal pixels give equal bytes."""
+    photo = np.full((40, 60, 3), (200, 100, 50), np.uint8)
+    data = draw.encode_jpeg(photo)
+    assert data == draw.encode_jpeg(photo)
+    opened = np.asarray(PillowImage.open(BytesIO(data)))
+    assert opened.shape == photo.shape
+    assert np.abs(opened.astype(int) - photo).max() < 10

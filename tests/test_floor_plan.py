@@ -1,0 +1,127 @@
+"""The house's floors, as data: who may import whom, and where each heavy library may be imported."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("labeler.errors", "labeler.options"),
+    (
+        "labeler.types",
+        "labeler.geometry",
+        "labeler.rle",
+        "labeler.masks",
+        "labeler.regions",
+        "labeler.sniff",
+        "labeler.architecture",
+    ),
+    (
+        "labeler.storage",
+        "labeler.images",
+        "labeler.model_folder",
+        "labeler.engine",
+        "labeler.tables",
+        "labeler.draw",
+        "labeler.checkpoints",
+    ),
+    ("labeler.encoders", "labeler.graphs", "labeler.predictor", "labeler.models", "labeler.convert"),
+    ("labeler.generator",),
+    ("jobs.options", "jobs.sources", "jobs.plan", "jobs.shards", "jobs.worker", "export.runs", "export.coco", "export.preview"),
+    ("jobs.report", "jobs.verify", "jobs.run"),
+    ("labeler.flags", "labeler.cli", "jobs.cli", "export.cli"),
+    ("labeler.__main__", "jobs.__main__", "export.__main__"),
+)
+"""From the ground up. A module may import those below it, and its neighbours named left of it."""
+
+DOORS = ("labeler", "jobs", "export")
+"""The packages' own ``__init__``: they import nothing before a name is used."""
+
+HEAVY: dict[str, set[str]] = {
+    "PIL": {"labeler.images", "labeler.draw"},
+    "cyclopts": {"labeler.flags", "labeler.cli", "jobs.cli", "export.cli"},
+    "fsspec": {"labeler.storage"},
+    "numba": {"labeler.masks", "labeler.regions"},
+    "onnx": {"labeler.convert", "labeler.graphs"},
+    "onnxruntime": set(),
+    "openvino": {"labeler.engine", "labeler.convert", "labeler.graphs"},
+    "pandas": set(),
+    "pyarrow": {"labeler.tables", "jobs.sources", "jobs.plan"},
+    "pycocotools": {"labeler.rle"},
+    "ray": {"jobs.run"},
+    "segment_anything": {"labeler.convert", "labeler.graphs", "labeler.encoders"},
+    "torch": {"labeler.convert", "labeler.graphs", "labeler.encoders"},
+    "torchvision": set(),
+}
+
+ORDER = {module: (floor, place) for floor, row in enumerate(FLOORS) for place, module in enumerate(row)}
+
+
+def list_modules() -> dict[str, Path]:
+    return {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for package in DOORS
+        for path in sorted((ROOT / package).rglob("*.py"))
+    }
+
+
+def list_imports(path: Path) -> Iterator[str]:
+    """Every module a file imports, wherever in the file, as dotted names; not those for the type checker only."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    unseen: list[ast.AST] = [tree]
+    while unseen:
+        node = unseen.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name if name in ORDER else str(node.module) for name in names)
+        unseen += ast.iter_child_nodes(node)
+
+
+def test_every_module_has_its_floor() -> None:
+    """A new file is put on a floor before it is used."""
+    assert set(list_modules()) == set(ORDER) | set(DOORS)
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_imports_go_down(module: str) -> None:
+    """Nothing imports from above; the job and the export never meet."""
+    for name in list_imports(list_modules()[module]):
+        if name.split(".")[0] not in DOORS:
+            continue
+        assert name in ORDER, f"{module} imports {name}, which is a door or unknown"
+        assert ORDER[name] < ORDER[module], f"{module} imports {name} from above"
+        assert {module.split(".")[0], name.split(".")[0]} != {"jobs", "export"}
+        assert module.split(".")[0] != "labeler" or name.split(".")[0] == "labeler"
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_heavy_libraries_stay_behind_their_seams(module: str) -> None:
+    """Each is imported where the plan says and nowhere else."""
+    for name in list_imports(list_modules()[module]):
+        library = name.split(".")[0]
+        assert library not in HEAVY or module in HEAVY[library], f"{module} imports {library}"
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_importing_a_package_imports_nothing_heavy(door: str) -> None:
+    """The door opens at once."""
+    code = f"import sys, {door}; print(*sorted(set(sys.modules) & {set(HEAVY)!r}))"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert loaded.stdout.split() == []
+
+
+def test_a_worker_needs_no_torch() -> None:
+    """All that labels is imported without the libraries of the conversion."""
+    code = "import sys, labeler.generator, labeler.models, jobs.worker, jobs.run, export.cli; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not {"torch", "torchvision", "segment_anything", "onnx"} & set(loaded.stdout.split())

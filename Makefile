@@ -4,7 +4,7 @@ VENV := .venv
 DEMO_VENV := .venv-demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test parity lint clean
+.PHONY: help demo test parity lint format clean
 
 help: ## this text
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -15,6 +15,37 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[convert,test]'
 	touch $@
 
+$(DEMO_VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(DEMO_VENV)
+	$(DEMO_VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(DEMO_VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[demo]'
+	touch $@
+
+# Until a trained model is embedded, a small one that stands under tests/ is converted for the demo.
+ifneq ($(wildcard labeler/assets/tiny/model.json),)
+DEMO_MODEL := tiny
+else
+DEMO_MODEL := demo/model
+DEMO_OPTIONS := --points-per-side 24 --pred-iou-thresh 0.3 --stability-score-thresh 0.4 --stability-score-offset 0.3 --min-mask-region-area 100
+demo: demo/model
+endif
+
+demo/model: $(VENV)/ready
+	$(VENV)/bin/python -m labeler convert --model-type tests/data/prototype/arch.json \
+		--checkpoint tests/data/prototype/state_f16.pth --output $@
+
+demo: $(DEMO_VENV)/ready ## label ten real photos on this machine, without torch
+	$(DEMO_VENV)/bin/python benchmarks/demo_photos.py demo/photos
+	$(DEMO_VENV)/bin/python -m jobs label --input demo/photos --output demo/labels --model $(DEMO_MODEL) \
+		--images-per-shard 2 $(DEMO_OPTIONS)
+	$(DEMO_VENV)/bin/python -m jobs verify demo/labels
+	$(DEMO_VENV)/bin/python -m export coco demo/labels demo/coco.json
+	$(DEMO_VENV)/bin/python -m export preview demo/labels demo/preview
+	@echo
+	@echo "Look at   demo/preview/contact_sheet.jpg   (each picture large: demo/preview/overlays)"
+	@echo "Train on  demo/coco.json"
+	@echo "Read      demo/labels/masks and demo/labels/images with pandas.read_parquet"
+
 lint: $(VENV)/ready ## ruff and mypy
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -22,6 +53,10 @@ lint: $(VENV)/ready ## ruff and mypy
 
 test: lint ## what CI runs: lint, types and the tests
 	$(VENV)/bin/python -m pytest -m 'not parity'
+
+format: $(VENV)/ready ## let ruff write
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
 
 parity: $(VENV)/ready ## the whole matrix against segment-anything in PyTorch (long)
 	$(VENV)/bin/python -m pytest -m parity -s

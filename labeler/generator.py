@@ -52,6 +52,10 @@ def generate_masks(pixels: UInt8, *, predictor: Predictor, options: MaskOptions)
     # Fill small holes, drop small islands, and the duplicates that makes.
     if options.min_mask_region_area > 0:
         masks = _repair_masks(masks, options)
+
+    # In an image one pixel wide or high no box has an area, so suppression is blind: drop equal masks instead.
+    if min(image_hw) == 1:
+        masks = _drop_equal_masks(masks)
     seconds.append(StageSeconds(0.0, 0.0, perf_counter() - start))
     return masks, StageSeconds(*(sum(stage) for stage in zip(*seconds, strict=True)))
 
@@ -160,6 +164,12 @@ def _repair_masks(masks: MaskSet, options: MaskOptions) -> MaskSet:
     )
     iou_thresh = max(options.box_nms_thresh, options.crop_nms_thresh)
     return repaired_masks.take(keep_best_boxes(boxes, scores=untouched, iou_thresh=iou_thresh))
+
+
+def _drop_equal_masks(masks: MaskSet) -> MaskSet:
+    """The first of each group of masks with the same pixels."""
+    first = {masks.runs(i).tobytes(): i for i in reversed(range(len(masks)))}
+    return masks.take(np.array(sorted(first.values()), np.int64))
 
 
 def _make_grids(options: MaskOptions) -> list[Float64]:

@@ -106,9 +106,7 @@ def check_setting(name: str, sam: Sam, predictor: Predictor) -> list[parity.Comp
             assert options.crop_n_layers > 0
             assert len(ours) == 0
             continue
-        comparisons.append(
-            parity.compare(reference, parity.list_masks(ours), options=options, image_hw=pixels.shape[:2])
-        )
+        comparisons.append(parity.compare(reference, parity.list_masks(ours), options=options, image_hw=pixels.shape[:2]))
     return comparisons
 
 
@@ -173,3 +171,11 @@ def test_masks_larger_than_the_ratio_go_before_they_suppress(predictor: Predicto
     assert everything.areas.max() > limit >= limited.areas.max()
     small = [tuple(everything.runs(i)) for i in np.flatnonzero(everything.areas <= limit)]
     assert set(small) <= {tuple(limited.runs(i)) for i in range(len(limited))}
+
+
+@pytest.mark.parametrize("image_hw", [(1, 1), (1, 2), (2, 1)])
+def test_an_image_one_pixel_thin_gives_each_mask_once(image_hw: tuple[int, int], predictor: Predictor) -> None:
+    """Its boxes have no area, so that suppression sees no duplicates; the reference would give one mask a prompt."""
+    options = resolve_mask_options(ALL, {"points_per_side": 8})
+    masks, _ = generate_masks(np.full((*image_hw, 3), 128, np.uint8), predictor=predictor, options=options)
+    assert len({masks.runs(i).tobytes() for i in range(len(masks))}) == len(masks) <= 2 ** (image_hw[0] * image_hw[1]) - 1

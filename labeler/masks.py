@@ -2,9 +2,9 @@
 
 SAM answers a prompt with logits at a quarter of its input's resolution. The reference enlarges them to the input's
 square, cuts the padding off and resizes to the image, two bilinear steps over every pixel of every mask. Here a pixel is
-one weighted sum of at most 3x3 logits (the two steps multiplied out, see ``Upsampling``), and where all logits a stretch
-of pixels draws on lie on one side of a threshold, the stretch is decided without looking at its pixels. So a mask costs
-about its border, and no mask ever exists as floats at image size. Must not know models, options or files.
+one weighted sum of at most 3x3 logits (the two steps multiplied out, see ``Upsampling``), and where all nine that a cell
+of pixels draws on lie on one side of a threshold, the cell is decided without looking at its pixels. So a mask costs about
+its border, and no mask ever exists as floats at image size. Must not know models, options or files.
 """
 
 from dataclasses import dataclass
@@ -96,18 +96,16 @@ def trace_masks(
         crop_xyxy: where the crop lies in the image, half-open.
         image_hw: the frame of the result.
     """
-    thresholds = (mask_threshold - stability_score_offset, mask_threshold, mask_threshold + stability_score_offset)
+    offset = stability_score_offset
+    low, middle, high = (np.float32(mask_threshold + shift) for shift in (-offset, 0.0, offset))
+    column_axis, row_axis = ((axis.weights.astype(np.float32), axis.stretches) for axis in (columns, rows))
     facts = np.zeros((len(logits), 5), np.int64)
     counts = np.zeros((len(logits), 2), np.float32)
     runs = []
-    for i in range(len(logits)):
+    for i, plane in enumerate(logits):
+        transposed = np.ascontiguousarray(plane.T)
         edges, counts[i, 0], counts[i, 1] = _trace(
-            np.ascontiguousarray(logits[i].T),
-            (columns.first, columns.weights.astype(np.float32)),
-            (rows.weights.astype(np.float32), rows.stretches),
-            thresholds,
-            (crop_xyxy[0], crop_xyxy[1]),
-            image_hw[0],
+            transposed, column_axis, row_axis, (low, middle, high), crop_xyxy[:2], image_hw[0]
         )
         facts[i] = measure_edges(edges, image_hw[0])
         runs.append(edges_to_runs(edges, image_hw[0] * image_hw[1]))
@@ -133,80 +131,114 @@ def _bilinear(pixels: Int64, source_length: int, target_length: int) -> tuple[In
 @njit(cache=True, nogil=True)
 def _trace(
     logits: Float32,
-    columns: tuple[Int32, Float32],
+    columns: tuple[Float32, Int32],
     rows: tuple[Float32, Int32],
-    thresholds: tuple[float, float, float],
+    thresholds: tuple[np.float32, np.float32, np.float32],
     origin_xy: tuple[int, int],
     image_height: int,
 ) -> tuple[Int64, int, int]:
-    """One mask, column by column. ``logits`` is (w, h), transposed so that a column lies in one piece.
+    """One mask, column of cells by column of cells; a cell is the pixels that draw on the same 3x3 logits.
 
-    Returns the mask's runs as flat [start, end, start, end ...] positions in the image, and how many pixels lie above the
-    high and above the low threshold.
+    Args:
+        logits: (w, h), transposed so that a column lies in one piece.
+        columns, rows: weights and stretches of the two axes.
+        thresholds: low, middle and high.
+
+    Returns:
+        The mask's runs as flat [start, end, start, end ...] positions in the image, and how many pixels lie above the
+        high and above the low threshold.
     """
-    column_first, column_weights = columns
-    row_weights, stretches = rows
-    low, middle, high = np.float32(thresholds[0]), np.float32(thresholds[1]), np.float32(thresholds[2])
-    low_w, low_h = logits.shape
-    num_high, num_low = 0, 0
+    column_weights, column_stretches = columns
+    row_weights, row_stretches = rows
+    low, middle, high = thresholds
+    margin = np.float32(np.abs(logits).max() * np.float32(_ROUNDING_ULP * 1.1920929e-07))
+    segments = np.empty((len(row_stretches), 3), np.int64)
     edges = np.empty(256, np.int64)
-    num_edges = 0
+    num_edges, num_high, num_low = 0, 0, 0
 
-    # What can matter at all: columns and rows of logits with a value above the lowest threshold.
-    largest = np.float32(0.0)
-    column_max = np.full(low_w, -np.inf, np.float32)
-    row_begin, row_end = low_h, 0
-    for x in range(low_w):
-        for y in range(low_h):
-            value = logits[x, y]
-            largest = max(largest, abs(value))
-            if value > low:
-                column_max[x] = np.inf
-                row_begin, row_end = min(row_begin, y), max(row_end, y + 1)
-    margin = largest * np.float32(_ROUNDING_ULP * 1.1920929e-07)
-    stretch_begin, stretch_end = max(0, row_begin - _TAPS + 1), min(len(stretches) - 1, row_end)
-    values = np.zeros(low_h, np.float32)
-
-    for x in range(len(column_first)):
-        first = column_first[x]
-        if max(column_max[first], column_max[first + 1], column_max[first + 2]) <= low:
+    for j in range(len(column_stretches) - 1):
+        begin_x, end_x = column_stretches[j], column_stretches[j + 1]
+        if begin_x == end_x:
             continue
-        w0, w1, w2 = column_weights[x, 0], column_weights[x, 1], column_weights[x, 2]
-        for y in range(stretch_begin, min(low_h, stretch_end + _TAPS - 1)):
-            values[y] = w0 * logits[first, y] + w1 * logits[first + 1, y] + w2 * logits[first + 2, y]
-        base = (origin_xy[0] + x) * image_height + origin_xy[1]
-        for j in range(stretch_begin, stretch_end):
-            begin, end = stretches[j], stretches[j + 1]
-            if begin == end:
-                continue
-            a, b, c = values[j], values[j + 1], values[j + 2]
-            smallest, greatest = min(a, b, c), max(a, b, c)
-            if greatest <= low - margin:
-                continue
-            if (
-                _is_decided(smallest, greatest, low, margin)
-                and _is_decided(smallest, greatest, middle, margin)
-                and _is_decided(smallest, greatest, high, margin)
-            ):
-                num_low += end - begin
-                num_high += end - begin if smallest > high else 0
-                if smallest > middle:
+        first, second, third = logits[j], logits[j + 1], logits[j + 2]
+        num_segments, high_rows, low_rows = _find_segments(first, second, third, row_stretches, thresholds, margin, segments)
+        num_high += high_rows * (end_x - begin_x)
+        num_low += low_rows * (end_x - begin_x)
+        for x in range(begin_x, end_x if num_segments else begin_x):
+            w0, w1, w2 = column_weights[x, 0], column_weights[x, 1], column_weights[x, 2]
+            base = (origin_xy[0] + x) * image_height + origin_xy[1]
+            for s in range(num_segments):
+                begin, end, k = segments[s]
+                if k < 0:
                     edges, num_edges = append_run(edges, num_edges, base + begin, base + end)
-                continue
-            for y in range(begin, end):
-                value = row_weights[y, 0] * a + row_weights[y, 1] * b + row_weights[y, 2] * c
-                num_high += value > high
-                num_low += value > low
-                if value > middle:
-                    edges, num_edges = append_run(edges, num_edges, base + y, base + y + 1)
-
+                    continue
+                a = w0 * first[k] + w1 * second[k] + w2 * third[k]
+                b = w0 * first[k + 1] + w1 * second[k + 1] + w2 * third[k + 1]
+                c = w0 * first[k + 2] + w1 * second[k + 2] + w2 * third[k + 2]
+                start = -1
+                for y in range(begin, end):
+                    value = row_weights[y, 0] * a + row_weights[y, 1] * b + row_weights[y, 2] * c
+                    num_high += value > high
+                    num_low += value > low
+                    if (value > middle) == (start < 0):  # The mask begins or ends here.
+                        if start >= 0:
+                            edges, num_edges = append_run(edges, num_edges, base + start, base + y)
+                        start = y if start < 0 else -1
+                if start >= 0:
+                    edges, num_edges = append_run(edges, num_edges, base + start, base + end)
     return edges[:num_edges].copy(), num_high, num_low
+
+
+@njit(cache=True, nogil=True)
+def _find_segments(
+    first: Float32,
+    second: Float32,
+    third: Float32,
+    row_stretches: Int32,
+    thresholds: tuple[np.float32, np.float32, np.float32],
+    margin: np.float32,
+    segments: Int64,
+) -> tuple[int, int, int]:
+    """What is to be done in one column of cells, whose pixels draw on these three columns of logits.
+
+    Fills ``segments`` with rows [begin, end, k]: k is -1 where all pixels belong to the mask, else the cell, whose pixels
+    need to be looked at. Cells outside are left out. Returns the number of segments and, of the cells that are decided,
+    the pixel rows above the high and above the low threshold.
+    """
+    low, middle, high = thresholds
+    count, high_rows, low_rows = 0, 0, 0
+    smallest = np.minimum(np.minimum(first, second), third)
+    greatest = np.maximum(np.maximum(first, second), third)
+    if greatest.max() <= low - margin:
+        return 0, 0, 0
+    for k in range(len(row_stretches) - 1):
+        begin, end = row_stretches[k], row_stretches[k + 1]
+        top = max(greatest[k], greatest[k + 1], greatest[k + 2])
+        if begin == end or top <= low - margin:
+            continue
+        bottom = min(smallest[k], smallest[k + 1], smallest[k + 2])
+        if not (
+            _is_decided(bottom, top, low, margin)
+            and _is_decided(bottom, top, middle, margin)
+            and _is_decided(bottom, top, high, margin)
+        ):
+            segments[count, 0], segments[count, 1], segments[count, 2] = begin, end, k
+            count += 1
+            continue
+        low_rows += end - begin
+        high_rows += end - begin if bottom > high else 0
+        if bottom > middle and count and segments[count - 1, 2] < 0 and segments[count - 1, 1] == begin:
+            segments[count - 1, 1] = end
+        elif bottom > middle:
+            segments[count, 0], segments[count, 1], segments[count, 2] = begin, end, -1
+            count += 1
+    return count, high_rows, low_rows
 
 
 @njit(cache=True, nogil=True)
 def _is_decided(smallest: np.float32, greatest: np.float32, threshold: np.float32, margin: np.float32) -> bool:
     """Whether every weighted mean of values in this range lies on the same side of the threshold, rounding included."""
-    return smallest > threshold + margin or greatest <= threshold - margin
+    return bool(smallest > threshold + margin or greatest <= threshold - margin)
 
 
 @njit(cache=True, nogil=True)

@@ -87,18 +87,18 @@ class Predictor:
         return rows, columns
 
     def _to_model_points(self, embedding: Embedding, prompts: Prompts) -> tuple[Float32, Int32]:
-        """Points, then a box's two corners; or, where there is no box, SAM's one padding point."""
+        """Points, then a box's two corners; or, where there are points but no box, SAM's one padding point."""
         count, num_points = prompts.labels.shape
         if num_points > MAX_POINTS:
             raise ValueError(f"a prompt may hold {MAX_POINTS} points at most, not {num_points}")
-        if num_points == 0 and prompts.boxes_xyxy is None:
-            raise ValueError("a prompt needs a point or a box")
+        if num_points == 0 and prompts.boxes_xyxy is None and prompts.mask_logits is None:
+            raise ValueError("a prompt needs a point, a box or a mask")
         points, labels = prompts.points_xy, prompts.labels
         if prompts.boxes_xyxy is not None:
             points = np.concatenate([points, prompts.boxes_xyxy.reshape(count, 2, 2)], axis=1)
             labels = np.concatenate([labels, np.tile(np.array(_BOX_CORNER_LABELS, np.int32), (count, 1))], axis=1)
         points = points_to_input(points, crop_hw=embedding.crop_hw, input_hw=embedding.input_hw)
-        if prompts.boxes_xyxy is None:
+        if num_points and prompts.boxes_xyxy is None:
             points = np.concatenate([points, np.zeros((count, 1, 2))], axis=1)
             labels = np.concatenate([labels, np.full((count, 1), _PADDING_LABEL, np.int32)], axis=1)
         return points.astype(np.float32), labels.astype(np.int32)

@@ -123,9 +123,7 @@ def test_alpha_is_dropped_and_the_colours_under_it_stay(image_format: str) -> No
     np.testing.assert_array_equal(images.decode_image(save(rgba, image_format, **options)).pixels, PICTURE)
     if image_format != "WEBP":
         gray_alpha = PillowImage.fromarray(PICTURE[..., :2], "LA")
-        np.testing.assert_array_equal(
-            images.decode_image(save(gray_alpha, image_format)).pixels, replicate(PICTURE[..., 0])
-        )
+        np.testing.assert_array_equal(images.decode_image(save(gray_alpha, image_format)).pixels, replicate(PICTURE[..., 0]))
 
 
 @pytest.mark.parametrize("transparency", [None, 3, bytes(range(64))])
@@ -254,9 +252,7 @@ def test_16_bit_colour_of_png_is_scaled_in_all_its_bits(channels: int) -> None:
 def test_16_bit_gray_with_alpha_of_png_is_scaled() -> None:
     """Pillow reads it as 8-bit RGBA."""
     values = np.dstack([TWELVE_BIT, np.full_like(TWELVE_BIT, 65535)])
-    np.testing.assert_array_equal(
-        images.decode_image(make_png(values, colour_type=4)).pixels, replicate(scale(TWELVE_BIT))
-    )
+    np.testing.assert_array_equal(images.decode_image(make_png(values, colour_type=4)).pixels, replicate(scale(TWELVE_BIT)))
 
 
 @pytest.mark.parametrize("compression", [1, 5, 8])

@@ -95,6 +95,17 @@ def test_answers_are_sam_predictors(
     assert np.all(shared >= 0.999 * total)
 
 
+def test_an_earlier_answer_alone_is_a_prompt(predictor: Predictor, reference: SamPredictor) -> None:
+    """A low-resolution mask without point or box, as SamPredictor takes it: no padding point either."""
+    low_res = ask_reference(reference, PROMPTS["a box"], multimask=False)[2]
+    prompts = Prompts(np.zeros((1, 0, 2)), np.zeros((1, 0), np.int32), None, low_res)
+    with torch.no_grad():
+        _, ious, logits = (a.numpy() for a in reference.predict_torch(None, None, None, torch.from_numpy(low_res)))
+    prediction = predictor.predict(predictor.embed(PIXELS), prompts)
+    assert np.abs(prediction.logits - logits).max() <= 1e-3 * logits.std()
+    np.testing.assert_allclose(prediction.predicted_iou, ious, atol=1e-4)
+
+
 def test_a_crop_is_answered_like_an_image_of_its_own(predictor: Predictor, reference: SamPredictor) -> None:
     """Embedding a part of an image is embedding the picture cut out; points are pixels of the crop."""
     crop = (100, 50, 420, 390)

@@ -1,0 +1,147 @@
+"""Find a model by name, path or URI, and bring it to this machine's disk.
+
+Must not know how a model runs; conversion and its heavy libraries are called only where a name asks for an official
+checkpoint that was not converted here before.
+"""
+
+import hashlib
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import mkdtemp
+
+from labeler import storage
+from labeler.checkpoints import CHECKPOINTS, fetch_checkpoint
+from labeler.errors import ModelError
+from labeler.model_folder import (
+    FORMAT_VERSION,
+    MODEL_JSON,
+    ModelInfo,
+    Weights,
+    check_model,
+    model_sha256,
+    parse_model_info,
+    read_model_info,
+)
+
+__all__ = ["ModelInfo", "check_model", "find_cache_folder", "find_model", "model_sha256", "read_model_info"]
+
+logger = logging.getLogger(__name__)
+
+TINY = "tiny"
+TINY_FOLDER = Path(__file__).parent / "assets" / "tiny"
+"""The embedded model."""
+
+_CHUNK_BYTES = 64 << 20
+
+
+def find_cache_folder() -> Path:
+    """Where this machine keeps what it downloaded or converted: SAM_LABELER_CACHE, else the user's cache folder."""
+    if given := os.environ.get("SAM_LABELER_CACHE"):
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sam-labeler"
+
+
+def find_model(name: str, *, cache: Path | None = None, weights: Weights = "f16") -> Path:
+    """A complete model folder on this machine's disk.
+
+    Args:
+        name: ``tiny``, ``vit_b``, ``vit_l``, ``vit_h``, a folder, or a folder's URI. A name wins over a folder called
+            the same; ``./vit_b`` is the folder.
+        cache: where downloads and conversions are kept; ``find_cache_folder()`` by default.
+        weights: for the official names, the precision of the weights on disk.
+
+    Raises:
+        ModelError: no such model, an incomplete or damaged one, or one that can't be fetched or made here; says what to do.
+        StorageError: the store of a URI does not answer.
+    """
+    cache = cache or find_cache_folder()
+    if name in CHECKPOINTS:
+        return _find_official(name, cache=cache, weights=weights)
+    folder = TINY_FOLDER if name == TINY else storage.uri_to_path(name)
+    if folder is None:
+        return _fetch_folder(name, cache=cache)
+    if name == TINY and not folder.is_dir():
+        raise ModelError("the embedded model tiny is not part of this version yet; convert a checkpoint and give its folder")
+    if not folder.is_dir():
+        names = ", ".join([TINY, *CHECKPOINTS])
+        raise ModelError(f"--model {name}: neither one of {names}, nor a folder, nor a URI")
+    read_model_info(folder)
+    return folder
+
+
+def _find_official(model_type: str, *, cache: Path, weights: Weights) -> Path:
+    """The official checkpoint as a model folder, converted once a machine."""
+    checkpoint = CHECKPOINTS[model_type]
+    name = f"{model_type}-{weights}-{checkpoint.sha256[:12]}-v{FORMAT_VERSION}"
+
+    def convert(folder: Path) -> None:
+        from labeler.convert import convert_checkpoint
+
+        path = fetch_checkpoint(model_type, cache=cache)
+        convert_checkpoint(path, output=folder, model_type=model_type, weights=weights)
+
+    return _find_cached(cache / "models" / name, make=convert)
+
+
+def _fetch_folder(uri: str, *, cache: Path) -> Path:
+    """A model folder from an object store, downloaded once a machine."""
+    try:
+        info = parse_model_info(storage.read_bytes(storage.join(uri, MODEL_JSON)), source=storage.join(uri, MODEL_JSON))
+    except FileNotFoundError as error:
+        raise ModelError(f"{uri} has no {MODEL_JSON}: not a model folder, or its conversion did not finish") from error
+    except PermissionError as error:
+        raise ModelError(f"{uri} may not be read: {error}") from error
+
+    def download(folder: Path) -> None:
+        logger.info("downloading model %s", uri)
+        for file_name in sorted(info.files):
+            _download_file(storage.join(uri, file_name), folder / file_name)
+        (folder / MODEL_JSON).write_text(info.to_json(), encoding="utf-8")
+        check_model(folder)
+
+    # Not model_sha256: two folders of the same graphs may have other defaults.
+    return _find_cached(cache / "models" / hashlib.sha256(info.to_json().encode()).hexdigest(), make=download)
+
+
+def _download_file(uri: str, path: Path) -> None:
+    """Copy in pieces: weights may be larger than the memory that is left."""
+    try:
+        size_bytes = storage.stat_file(uri).size_bytes or 0
+    except FileNotFoundError as error:
+        raise ModelError(f"model.json names {uri}, but there is no such file") from error
+    with path.open("wb") as file:
+        for offset in range(0, size_bytes, _CHUNK_BYTES):
+            file.write(storage.read_bytes(uri, offset=offset, length=min(_CHUNK_BYTES, size_bytes - offset)))
+
+
+def _find_cached(folder: Path, *, make: Callable[[Path], None]) -> Path:
+    """The folder, if it is there and whole; else what ``make`` writes into a folder beside, moved there when finished.
+
+    Processes that come at the same time make it twice and keep one: no lock outlives a killed process.
+    """
+    if folder.is_dir():
+        try:
+            check_model(folder)
+        except ModelError as error:
+            logger.warning("making it again: %s", error)
+            shutil.rmtree(folder, ignore_errors=True)
+        else:
+            return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        made = Path(mkdtemp(dir=folder.parent, prefix=".making-"))
+    except OSError as error:
+        raise ModelError(f"can't write the cache {folder.parent} ({error.strerror}); set SAM_LABELER_CACHE") from error
+    try:
+        make(made)
+        made.chmod(0o755)  # mkdtemp lets in its owner alone; a cache may be shared.
+        made.replace(folder)
+    except OSError as error:
+        if not (folder / MODEL_JSON).is_file():  # else: another process was first
+            raise ModelError(f"can't write the cache folder {folder}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    return folder

@@ -1,0 +1,1 @@
+"""A dataset -> Parquet shards of masks, resumable, on Ray. Must not know how one image becomes masks: ``labeler`` does."""

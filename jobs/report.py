@@ -1,0 +1,223 @@
+"""What a person sees of a run: progress while it goes, ``progress.json``, ``report.json`` and the summary at its end.
+
+Must not know Ray or how shards are labeled: it is told about images and shards as they are done.
+"""
+
+import json
+import logging
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.text import Text
+
+from jobs.events import ImageDone, ShardCommitted
+from jobs.plan import RunRecord
+from jobs.shards import STAGES, Tally
+from labeler import storage
+from labeler.errors import StorageError
+
+logger = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_LINES = 5.0
+_SECONDS_BETWEEN_FILES = 5.0
+
+
+class Watch:
+    """Counts what is done and shows it: a bar on a terminal, else a line every few seconds.
+
+    Args:
+        output: the run's folder; ``progress.json`` is written there every few seconds.
+        record: the run.
+        before: the tally of the shards that were committed before this process started.
+    """
+
+    def __init__(self, output: str, *, record: RunRecord, before: Tally) -> None:
+        self._output = output
+        self._record = record
+        self._before = before
+        self._start_s = time.monotonic()
+        self._working_since_s: float | None = None
+        self._now = Tally()
+        self._in_work: dict[int, Tally] = defaultdict(Tally)
+        self._num_workers = 0
+        self._peak_memory_bytes = 0
+        self._line_due_s = self._start_s + _SECONDS_BETWEEN_LINES
+        self._file_due_s = self._start_s
+        self._bar: Progress | None = None
+
+    @property
+    def tally(self) -> Tally:
+        """All committed images of the run, earlier ones too."""
+        return self._before + self._now
+
+    @contextmanager
+    def show(self) -> Iterator["Watch"]:
+        """Show progress while this lasts."""
+        console = Console(stderr=True)
+        if not console.is_terminal:
+            yield self
+            return
+        columns = (BarColumn(), TextColumn("{task.completed}/{task.total} images"), _Status(self))
+        with Progress(*columns, console=console, refresh_per_second=4) as self._bar:
+            self._bar.add_task("label", total=self._record.num_images, completed=self._before.num_images)
+            yield self
+
+    def count_image(self, shard: int, done: ImageDone) -> None:
+        """An image of a shard in work has its row."""
+        errors = {} if done.error_kind is None else {done.error_kind: 1}
+        self._in_work[shard] += Tally(num_images=1, num_masks=done.num_masks, errors=errors)
+        if done.log is not None:
+            logger.error("image %d failed inside this program:\n%s", done.image_id, done.log)
+
+    def count_shard(self, committed: ShardCommitted) -> None:
+        """A shard is committed."""
+        self._in_work.pop(committed.shard, None)
+        self._now += committed.tally
+        self._peak_memory_bytes = max(self._peak_memory_bytes, committed.peak_memory_bytes)
+        tally = committed.tally
+        logger.info(
+            "shard %d committed: %d images, %d failed, %d masks",
+            committed.shard, tally.num_images, tally.num_failed, tally.num_masks,
+        )  # fmt: skip
+
+    def drop_shard(self, shard: int) -> None:
+        """What was done of a shard in work is lost."""
+        self._in_work.pop(shard, None)
+
+    def tick(self, *, num_workers: int) -> None:
+        """Show and save how it stands, where that is due."""
+        self._num_workers = max(num_workers, self._num_workers)
+        now_s = time.monotonic()
+        if num_workers and self._working_since_s is None:
+            self._working_since_s = now_s
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=self._count_seen().num_images)
+        elif now_s >= self._line_due_s:
+            self._line_due_s = now_s + _SECONDS_BETWEEN_LINES
+            seen = self._count_seen()
+            print(f"{seen.num_images}/{self._record.num_images} images, {self.describe_rates()}", file=sys.stderr, flush=True)
+        if now_s >= self._file_due_s:
+            self._file_due_s = now_s + _SECONDS_BETWEEN_FILES
+            self.save("running")
+
+    def describe_rates(self) -> str:
+        """One line: speed, failures, time left."""
+        seconds = self._measure_work_s()
+        seen = self._count_seen()
+        here = seen.num_images - self._before.num_images
+        left = (self._record.num_images - seen.num_images) * seconds / here if here else None
+        return (
+            f"{here / seconds:.2f} images/s, {(seen.num_masks - self._before.num_masks) / seconds:.1f} masks/s, "
+            f"{seen.num_failed} failed, {'starting' if left is None else describe_duration(left) + ' left'}"
+        )
+
+    def save(self, state: str) -> None:
+        """Write ``progress.json``. That it can't be written is said, not fatal: the masks matter."""
+        content = {**self.make_report(state), "num_images_in_work": self._count_seen().num_images - self.tally.num_images}
+        _write_json(self._output, "progress.json", content)
+
+    def finish(self, state: str) -> dict[str, Any]:
+        """Write ``progress.json`` and ``report.json`` for the last time; gives the report."""
+        report = self.make_report(state)
+        self.save(state)
+        _write_json(self._output, "report.json", report)
+        return report
+
+    def make_report(self, state: str) -> dict[str, Any]:
+        """The figures of the run as they stand.
+
+        Counts and stages are the whole run's; rates are this process's own, from the moment a worker was ready.
+        """
+        work_s = self._measure_work_s()
+        tally, here = self.tally, self._now
+        labeled = max(1, tally.num_images - tally.num_failed)
+        return {
+            "schema_version": self._record.schema_version,
+            "state": state,
+            "updated": datetime.now(UTC).isoformat(timespec="seconds"),
+            "num_images": self._record.num_images,
+            "num_done": tally.num_images,
+            "num_failed": tally.num_failed,
+            "errors": dict(sorted(tally.errors.items())),
+            "num_masks": tally.num_masks,
+            "num_workers": self._num_workers,
+            "seconds": round(time.monotonic() - self._start_s, 3),
+            "images_per_s": round(here.num_images / work_s, 4),
+            "masks_per_s": round(here.num_masks / work_s, 4),
+            "seconds_per_stage": {
+                stage: round(total / labeled, 4) for stage, total in zip(STAGES, tally.stage_seconds, strict=True)
+            },
+            "peak_memory_bytes": self._peak_memory_bytes,
+            "fingerprint": self._record.fingerprint,
+        }
+
+    def _measure_work_s(self) -> float:
+        """Seconds since the first worker was ready; never 0."""
+        since_s = self._working_since_s
+        return 1e-9 if since_s is None else max(1e-9, time.monotonic() - since_s)
+
+    def _count_seen(self) -> Tally:
+        """Committed images and those of shards in work."""
+        return sum(self._in_work.values(), self.tally)
+
+
+class _Status(ProgressColumn):
+    """The rates, beside the bar."""
+
+    def __init__(self, watch: Watch) -> None:
+        super().__init__()
+        self._watch = watch
+
+    def render(self, task: Task) -> Text:
+        """The line as it stands."""
+        return Text(self._watch.describe_rates())
+
+
+def describe_report(report: Mapping[str, Any], *, output: str) -> str:
+    """The summary at the end of a run, and what to do next."""
+    stages = ", ".join(f"{name} {seconds:.3f}" for name, seconds in report["seconds_per_stage"].items())
+    kinds = ", ".join(f"{count} {kind}" for kind, count in report["errors"].items())
+    lines = [
+        f"{report['num_done']} of {report['num_images']} images done, {report['num_masks']} masks, "
+        f"{report['num_failed']} failed{f' ({kinds})' if kinds else ''}",
+        f"{report['images_per_s']:.2f} images/s, {report['masks_per_s']:.1f} masks/s, "
+        f"{describe_duration(report['seconds'])} with {report['num_workers']} workers",
+        f"seconds an image: {stages}; peak memory of a worker {report['peak_memory_bytes'] / 2**20:.0f} MiB",
+        f"output: {output}",
+    ]
+    if report["state"] == "finished":
+        lines += ["next:", f"  python -m jobs verify {output}", f"  python -m export coco {output} coco.json"]
+        lines += [f"  python -m export preview {output} preview"]
+    return "\n".join(lines)
+
+
+def describe_duration(seconds: float) -> str:
+    """Seconds as a person says them: ``42 s``, ``7 min``, ``3.2 h``."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def read_report(output: str, name: str) -> dict[str, Any] | None:
+    """``progress.json`` or ``report.json``, or None where there is none (yet)."""
+    try:
+        content: dict[str, Any] = json.loads(storage.read_bytes(storage.join(output, name)))
+    except (FileNotFoundError, ValueError):
+        return None
+    return content
+
+
+def _write_json(output: str, name: str, content: Mapping[str, Any]) -> None:
+    try:
+        storage.write_bytes(storage.join(output, name), json.dumps(content, indent=2).encode() + b"\n")
+    except (StorageError, OSError) as error:
+        logger.warning("%s could not be written: %s", name, error)

@@ -1,0 +1,149 @@
+"""Is a run whole? Every file hashed, every row matched, every mask measured. Must not know how it was made.
+
+Trusts nothing but ``run.json``: the plan must have the hash it names, each image of the plan exactly one row, each row
+its masks, each mask the box, area and size that pycocotools finds in its run lengths.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from jobs.plan import PlannedImage, RunRecord, read_shard
+from jobs.shards import locate_part
+from labeler import rle, storage, tables
+from labeler.errors import ERROR_KINDS, LabelerError
+from labeler.models import check_model, find_model, model_sha256
+
+_TABLES: tuple[tables.TableName, ...] = ("plan", "masks", "images")
+_FROM_PLAN = ("image_id", "uri", "file_name", "source_id", "size_bytes", "etag")
+
+
+def find_faults(output: str, record: RunRecord) -> Iterator[str]:
+    """Each thing that is wrong with a run, as a sentence that names the file. Nothing where the run is whole."""
+    plan_faults = list(_check_plan(output, record))
+    yield from plan_faults
+    yield from _check_model(output, record)
+    for table in _TABLES:
+        yield from _check_names(output, record, table)
+    if plan_faults:
+        return  # Without the plan nobody can say which rows are right.
+    for shard in range(record.num_shards):
+        yield from _check_shard(output, record, shard)
+
+
+def _check_plan(output: str, record: RunRecord) -> Iterator[str]:
+    for number, part in enumerate(record.plan):
+        uri = locate_part(output, "plan", number)
+        try:
+            if hashlib.sha256(storage.read_bytes(uri)).hexdigest() != part.sha256:
+                yield f"{uri} is not the plan that run.json names"
+        except (LabelerError, OSError) as error:
+            yield f"{uri} can't be read: {error}"
+    if hashlib.sha256("".join(part.sha256 for part in record.plan).encode()).hexdigest() != record.plan_sha256:
+        yield "run.json contradicts itself: plan_sha256 is not that of its parts"
+    if sum(part.num_images for part in record.plan) != record.num_images:
+        yield "run.json contradicts itself: num_images is not that of its parts"
+
+
+def _check_model(output: str, record: RunRecord) -> Iterator[str]:
+    try:
+        if model_sha256(check_model(find_model(storage.join(output, "model")))) != record.model.sha256:
+            yield f"{output}/model is not the model that run.json names"
+    except LabelerError as error:
+        yield f"{output}/model: {error}"
+
+
+def _check_names(output: str, record: RunRecord, table: tables.TableName) -> Iterator[str]:
+    """Every file of a table's folder is one of its parts: readers of the folder take whatever lies there."""
+    num_parts = len(record.plan) if table == "plan" else record.num_shards
+    try:
+        names = sorted(file.path for file in storage.list_files(storage.join(output, table)))
+    except FileNotFoundError:
+        names = []
+    expected = {tables.part_name(table, number).removeprefix(f"{table}/") for number in range(num_parts)}
+    for name in names:
+        if name not in expected and not name.startswith("."):  # Dotfiles are no data: a killed writer may leave one.
+            yield f"{table}/{name} is not a part of this run"
+
+
+def _check_shard(output: str, record: RunRecord, shard: int) -> Iterator[str]:
+    parts, sha256 = {}, {}
+    for table in ("masks", "images"):
+        name = tables.part_name(table, shard)
+        try:
+            data = storage.read_bytes(locate_part(output, table, shard))
+            parts[table] = tables.decode_part(data, name=name)
+        except FileNotFoundError:
+            yield f"{name} is missing"
+            continue
+        except (LabelerError, OSError) as error:
+            yield str(error)
+            continue
+        sha256[table] = hashlib.sha256(data).hexdigest()
+        if not parts[table].schema.equals(tables.SCHEMAS[table]):
+            yield f"{name} has other columns than schema version {tables.SCHEMA_VERSION}"
+            del parts[table]
+    if len(parts) < 2:
+        return
+    masks_name, images_name = (tables.part_name(table, shard) for table in ("masks", "images"))
+    images_metadata = tables.read_metadata(parts["images"])
+    if images_metadata.pop(tables.MASKS_SHA256, None) != sha256["masks"]:
+        yield f"{masks_name} is not the one that {images_name} was written for"
+    for name, metadata in ((masks_name, tables.read_metadata(parts["masks"])), (images_name, images_metadata)):
+        if metadata != record.metadata:
+            yield f"{name} was made with other options or another model"
+    rows = parts["images"].to_pylist()
+    yield from (f"{images_name}: {fault}" for fault in _check_rows(rows, read_shard(output, record, shard)))
+    yield from (f"{masks_name}: {fault}" for fault in _check_masks(parts["masks"].to_pylist(), rows))
+
+
+def _check_rows(rows: Sequence[dict[str, Any]], planned: Sequence[PlannedImage]) -> Iterator[str]:
+    if [row["image_id"] for row in rows] != [image.image_id for image in planned]:
+        yield f"{len(rows)} rows are not the {len(planned)} images of the plan, each once and in order"
+        return
+    for row, image in zip(rows, planned, strict=True):
+        who = f"image {row['image_id']} ({row['file_name']})"
+        expected = {"image_id": image.image_id, **{name: getattr(image.ref, name) for name in _FROM_PLAN[1:]}}
+        if any(row[name] != expected[name] for name in _FROM_PLAN):
+            yield f"{who} is another image than planned"
+        if row["status"] == "ok":
+            if row["error_kind"] is not None or not (row["width"] and row["height"]):
+                yield f"{who} is ok, but has an error or no size"
+        elif row["status"] != "error" or row["error_kind"] not in ERROR_KINDS or row["num_masks"] != 0:
+            yield f"{who} has status {row['status']}, error_kind {row['error_kind']}, {row['num_masks']} masks"
+
+
+def _check_masks(masks: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    expected = [(row["image_id"], mask_id) for row in rows for mask_id in range(row["num_masks"])]
+    if [(mask["image_id"], mask["mask_id"]) for mask in masks] != expected:
+        yield f"{len(masks)} masks are not the {len(expected)} that the images part counts, in order"
+        return
+    begin = 0
+    for row in rows:
+        end = begin + row["num_masks"]
+        for mask in masks[begin:end]:
+            fault = _find_mask_fault(mask, row)
+            if fault:
+                yield f"mask {mask['mask_id']} of image {row['image_id']} ({row['file_name']}) {fault}"
+        begin = end
+
+
+def _find_mask_fault(mask: dict[str, Any], row: dict[str, Any]) -> str | None:
+    """What is wrong with one mask. Its run lengths are added up first: pycocotools trusts them blindly."""
+    size, counts = mask["segmentation"]["size"], mask["segmentation"]["counts"]
+    image_hw = (row["height"], row["width"])
+    if mask["file_name"] != row["file_name"]:
+        return f"has the file name {mask['file_name']}"
+    if size != list(image_hw):
+        return f"has size {size}, but its image {list(image_hw)}"
+    runs = rle.counts_to_runs(counts)
+    if int(runs.sum()) != image_hw[0] * image_hw[1]:
+        return "has run lengths that do not add up to its image"
+    if mask["area"] != rle.measure_areas([counts], image_hw=image_hw)[0] or mask["area"] != int(runs[1::2].sum()):
+        return f"has area {mask['area']}, but its run lengths say {int(runs[1::2].sum())}"
+    if mask["area"] == 0:
+        return "is empty"
+    box = rle.measure_boxes_xywh([counts], image_hw=image_hw)[0].tolist()
+    if mask["bbox"] != box:
+        return f"has bbox {mask['bbox']}, but its run lengths say {box}"
+    return None

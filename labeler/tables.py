@@ -1,0 +1,252 @@
+"""The tables on disk: schemas, part names, what is committed, ``MaskSet`` <-> Arrow. The Arrow seam.
+
+Must not know who makes or reads them: no Ray, no plan of work, no training format. A run's folder holds three tables
+(``plan``, ``masks``, ``images``), each cut into parts with names known beforehand; columns are in CONTRACT.md.
+Boxes in files are ``[x, y, width, height]`` as pycocotools measures them, one pixel wider than SAM's inclusive corners.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from labeler import rle, storage
+from labeler.errors import ErrorKind, StorageError
+from labeler.options import MaskOptions
+from labeler.types import Float64, MaskSet, Size, join_runs
+
+SCHEMA_VERSION = 1
+
+TableName = Literal["plan", "masks", "images"]
+
+_BOX = pa.list_(pa.float64(), 4)
+
+MASKS_SCHEMA = pa.schema(
+    [
+        ("image_id", pa.int64()),
+        ("mask_id", pa.int32()),
+        ("file_name", pa.string()),
+        ("segmentation", pa.struct([("size", pa.list_(pa.int32())), ("counts", pa.string())])),
+        ("bbox", _BOX),
+        ("area", pa.int64()),
+        ("predicted_iou", pa.float32()),
+        ("stability_score", pa.float32()),
+        ("point_coords", pa.list_(pa.list_(pa.float64()))),
+        ("crop_box", _BOX),
+    ]
+)
+
+IMAGES_SCHEMA = pa.schema(
+    [
+        ("image_id", pa.int64()),
+        ("uri", pa.string()),
+        ("file_name", pa.string()),
+        ("source_id", pa.string()),
+        ("size_bytes", pa.int64()),
+        ("etag", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("stored_width", pa.int32()),
+        ("stored_height", pa.int32()),
+        ("exif_orientation", pa.int8()),
+        ("num_frames", pa.int32()),
+        ("status", pa.string()),
+        ("error_kind", pa.string()),
+        ("error_message", pa.string()),
+        ("warnings", pa.list_(pa.string())),
+        ("num_masks", pa.int32()),
+        ("seconds_read", pa.float32()),
+        ("seconds_decode", pa.float32()),
+        ("seconds_encode", pa.float32()),
+        ("seconds_predict", pa.float32()),
+        ("seconds_post", pa.float32()),
+    ]
+)
+
+PLAN_SCHEMA = pa.schema(
+    [
+        ("image_id", pa.int64()),
+        ("uri", pa.string()),
+        ("file_name", pa.string()),
+        ("source_id", pa.string()),
+        ("offset", pa.int64()),
+        ("length", pa.int64()),
+        ("size_bytes", pa.int64()),
+        ("etag", pa.string()),
+        ("shard", pa.int64()),
+    ]
+)
+
+SCHEMAS: Mapping[TableName, pa.Schema] = {"plan": PLAN_SCHEMA, "masks": MASKS_SCHEMA, "images": IMAGES_SCHEMA}
+
+# Columns whose values repeat. A dictionary for the counts, all different, would only cost time and space.
+_DICTIONARY_COLUMNS: Mapping[TableName, list[str]] = {
+    "plan": [],
+    "masks": ["file_name"],
+    "images": ["status", "error_kind"],
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageRow:
+    """One row of the images table: what became of one image. Sizes and seconds are None where it was not got so far."""
+
+    image_id: int
+    uri: str
+    file_name: str
+    source_id: str | None = None
+    size_bytes: int | None = None
+    etag: str | None = None
+    width: int | None = None
+    height: int | None = None
+    stored_width: int | None = None
+    stored_height: int | None = None
+    exif_orientation: int | None = None
+    num_frames: int | None = None
+    status: Literal["ok", "error"] = "ok"
+    error_kind: ErrorKind | None = None
+    error_message: str | None = None
+    warnings: tuple[str, ...] = ()
+    num_masks: int = 0
+    seconds_read: float | None = None
+    seconds_decode: float | None = None
+    seconds_encode: float | None = None
+    seconds_predict: float | None = None
+    seconds_post: float | None = None
+
+
+def part_name(table: TableName, number: int) -> str:
+    """The name of a part, relative to the run's folder: ``masks/part-0000012.parquet``."""
+    return f"{table}/part-{number:07d}.parquet"
+
+
+def parse_part_name(name: str) -> int | None:
+    """The number in a part's file name (without folder), or None where ``part_name`` never wrote such a name."""
+    match = re.fullmatch(r"part-(\d{7,})\.parquet", name)
+    return int(match[1]) if match and name == part_name("plan", int(match[1])).removeprefix("plan/") else None
+
+
+def list_parts(output: str, *, table: TableName) -> set[int]:
+    """The numbers of the parts that stand. Foreign files are not parts and not counted here."""
+    try:
+        files = list(storage.list_files(storage.join(output, table)))
+    except FileNotFoundError:
+        return set()
+    numbers = (parse_part_name(file.path) for file in files)
+    return {number for number in numbers if number is not None}
+
+
+def list_committed_shards(output: str) -> set[int]:
+    """The shards that are done: their images part stands, which is written after their masks part.
+
+    Trusts the order of writing and reads no part; ``jobs verify`` hashes them.
+    """
+    return list_parts(output, table="images") & list_parts(output, table="masks")
+
+
+def make_metadata(options: MaskOptions, *, model_sha256: str) -> dict[str, str]:
+    """What every part of a run says about how it was made. No clock, host or worker: parts must be equal bytes."""
+    return {
+        "labeler.schema_version": str(SCHEMA_VERSION),
+        "labeler.options": json.dumps(options.model_dump(mode="json"), sort_keys=True, separators=(",", ":")),
+        "labeler.model_sha256": model_sha256,
+    }
+
+
+MASKS_SHA256 = "labeler.masks_sha256"
+"""Metadata key of an images part: the sha256 (hex) of the bytes of the masks part it belongs to."""
+
+
+def masks_to_batch(masks: MaskSet, *, image_id: int, file_name: str) -> pa.RecordBatch:
+    """The rows of one image in the masks table. Empty masks are left out; ``mask_id`` counts what remains."""
+    masks = masks.take(masks.areas > 0)
+    n = len(masks)
+    counts = [rle.runs_to_counts(masks.runs(i), image_hw=masks.image_hw) for i in range(n)]
+    size = pa.array([list(masks.image_hw)] * n, pa.list_(pa.int32()))
+    crops = masks.crop_boxes_xyxy.astype(np.float64)
+    crops_xywh = np.concatenate([crops[:, :2], crops[:, 2:] - crops[:, :2]], axis=1)
+    columns = {
+        "image_id": pa.array(np.full(n, image_id, np.int64)),
+        "mask_id": pa.array(np.arange(n, dtype=np.int32)),
+        "file_name": pa.array([file_name] * n, pa.string()),
+        "segmentation": pa.StructArray.from_arrays(
+            [size, pa.array(counts, pa.string())], fields=list(MASKS_SCHEMA.field("segmentation").type)
+        ),
+        "bbox": _boxes_to_array(rle.measure_boxes_xywh(counts, image_hw=masks.image_hw)),
+        "area": pa.array(rle.measure_areas(counts, image_hw=masks.image_hw)),
+        "predicted_iou": pa.array(masks.predicted_iou),
+        "stability_score": pa.array(masks.stability_score),
+        "point_coords": pa.array([[point] for point in masks.points_xy.tolist()], pa.list_(pa.list_(pa.float64()))),
+        "crop_box": _boxes_to_array(crops_xywh),
+    }
+    return pa.RecordBatch.from_arrays(list(columns.values()), schema=MASKS_SCHEMA)
+
+
+def table_to_masks(rows: pa.Table, *, image_hw: Size) -> MaskSet:
+    """The rows of one image in the masks table, back as a ``MaskSet``: the inverse of ``masks_to_batch``."""
+    counts = rows["segmentation"].combine_chunks().field("counts").to_pylist()
+    run_lengths, run_offsets = join_runs([rle.counts_to_runs(c) for c in counts])
+    boxes, crops = (np.asarray(rows[c].to_pylist(), np.int64).reshape(-1, 4) for c in ("bbox", "crop_box"))
+    points = [point[0] for point in rows["point_coords"].to_pylist()]
+    return MaskSet(
+        image_hw=image_hw,
+        run_lengths=run_lengths,
+        run_offsets=run_offsets,
+        boxes_xyxy=np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:] - 1], axis=1),
+        areas=rows["area"].to_numpy(),
+        predicted_iou=rows["predicted_iou"].to_numpy(),
+        stability_score=rows["stability_score"].to_numpy(),
+        points_xy=np.asarray(points, np.float64).reshape(-1, 2),
+        crop_boxes_xyxy=np.concatenate([crops[:, :2], crops[:, :2] + crops[:, 2:]], axis=1),
+    )
+
+
+def images_to_batch(rows: Sequence[ImageRow]) -> pa.RecordBatch:
+    """Rows of the images table as Arrow columns."""
+    return pa.RecordBatch.from_pylist([asdict(row) for row in rows], schema=IMAGES_SCHEMA)
+
+
+def encode_part(batches: Iterable[pa.RecordBatch], *, table: TableName, metadata: Mapping[str, str]) -> bytes:
+    """The bytes of a Parquet file, zstd. The same rows and metadata give the same bytes (with one version of Arrow)."""
+    schema = SCHEMAS[table].with_metadata(dict(metadata))
+    rows = pa.Table.from_batches(batches, schema=SCHEMAS[table]).combine_chunks().replace_schema_metadata(schema.metadata)
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, schema, compression="zstd", use_dictionary=_DICTIONARY_COLUMNS[table]) as writer:
+        writer.write_table(rows)
+    return bytes(sink.getvalue())
+
+
+def decode_part(data: bytes, *, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows and metadata (``table.schema.metadata``) of a part's bytes.
+
+    Raises:
+        StorageError: these bytes are no whole Parquet file; says ``name``.
+    """
+    chosen = None if columns is None else list(columns)
+    try:
+        # Parts are small, and a worker's CPUs are for the model: no threads.
+        return pq.read_table(pa.BufferReader(data), columns=chosen, use_threads=False, pre_buffer=False)
+    except (pa.ArrowException, OSError) as error:
+        raise StorageError(f"{name} is damaged: {str(error).splitlines()[0]}") from error
+
+
+def read_part(output: str, *, table: TableName, number: int, columns: Sequence[str] | None = None) -> pa.Table:
+    """One part of a run. Raises StorageError where it can't be read or is damaged, FileNotFoundError where it is not."""
+    uri = storage.join(output, part_name(table, number))
+    return decode_part(storage.read_bytes(uri), name=uri, columns=columns)
+
+
+def read_metadata(table: pa.Table) -> dict[str, str]:
+    """The ``labeler.`` entries of a part's metadata, as text."""
+    metadata: Mapping[bytes, Any] = table.schema.metadata or {}
+    return {key.decode(): value.decode() for key, value in metadata.items() if key.startswith(b"labeler.")}
+
+
+def _boxes_to_array(boxes: Float64) -> pa.Array:
+    """(N, 4) -> N fixed lists of 4 doubles."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(boxes.reshape(-1)), type=_BOX)

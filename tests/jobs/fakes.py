@@ -1,0 +1,90 @@
+"""What job tests share: a fake model, generated pictures, a job in a process of its own."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image as PillowImage
+
+from jobs.options import Selection
+from jobs.plan import RunRecord, RunSpec, describe_model, freeze_run
+from jobs.sources import list_images
+from labeler import storage
+from labeler.models import ModelInfo, read_model_info
+from labeler.options import MaskOptions
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+
+PATHS = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(HERE)]), "COLUMNS": "200"}
+
+QUICK = ("--points-per-side", "3", "--stability-score-thresh", "0.5", "--cpus-per-worker", "1")
+"""Options under which the fake engine's discs survive and an image takes milliseconds."""
+
+
+def make_model(folder: Path, *, content: str) -> Path:
+    """A folder that passes for a model; other content is another model."""
+    folder.mkdir(exist_ok=True)
+    files = {}
+    for name in ("encoder.xml", "encoder.bin", "predictor.xml", "predictor.bin"):
+        (folder / name).write_text(content)
+        files[name] = hashlib.sha256(content.encode()).hexdigest()
+    info = ModelInfo(
+        model_type="discs",
+        architecture={"image_size": 64},
+        image_size=64,
+        embedding_shape=(1, 1, 16, 16),
+        mask_threshold=0.0,
+        defaults={},
+        prompts_per_call=16,
+        weights="f32",
+        checkpoint_sha256=hashlib.sha256(content.encode()).hexdigest(),
+        files=files,
+        tools={},
+    )
+    (folder / "model.json").write_text(info.to_json())
+    return folder
+
+
+def write_picture(path: Path, *, seed: int = 0, colour: tuple[int, int, int] | None = None) -> Path:
+    """A small picture of one colour. Some colours make the fake engine misbehave."""
+    rng = np.random.default_rng(seed)
+    height, width = rng.integers(40, 90, 2)
+    pixels = np.full((height, width, 3), rng.integers(0, 200, 3) if colour is None else colour, np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    PillowImage.fromarray(pixels).save(path)
+    return path
+
+
+def start_jobs(*arguments: Any, cwd: Path, **environment: str) -> subprocess.Popen[str]:
+    """``python -m jobs`` with the fake engine, in a process of its own, from any folder."""
+    return subprocess.Popen(
+        [sys.executable, str(HERE / "fake_jobs.py"), *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, **PATHS, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def label_arguments(photos: Path, output: Path, model: Path, *more: Any) -> tuple[Any, ...]:
+    """A quick job's command line."""
+    return ("label", "--input", photos, "--output", output, "--model", model, *QUICK, *more)
+
+
+def freeze(photos: Path, output: Path, model: Path, *, images_per_shard: int = 5) -> RunRecord:
+    """A run's record, frozen with options under which the fake engine's discs survive."""
+
+    spec = RunSpec(
+        input=storage.path_to_uri(photos),
+        selection=Selection(),
+        options=MaskOptions(points_per_side=3, stability_score_thresh=0.5),
+        model=describe_model(read_model_info(model), name=str(model)),
+    )
+    listing = list_images(spec.input, selection=spec.selection)
+    return freeze_run(str(output), spec, images_per_shard=images_per_shard, listing=listing, model_folder=model)

@@ -1,0 +1,121 @@
+"""The command line: what is refused, what is said, what is written nowhere. No Ray is needed to say no."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import ROOT, label_arguments, make_model
+
+import jobs.cli
+from jobs.options import JobOptions, Selection
+from labeler.options import MaskOptions
+
+
+@pytest.fixture
+def main(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
+    """The command line in this process, from an empty folder."""
+    monkeypatch.setattr(jobs.cli, "ENGINE", "fake_engine:DiscEngine")
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: jobs.cli.main([str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--points-per-side", "0"], "--points-per-side: input should be greater than or equal to 1"),
+        (["--pred-iou-thresh", "nan"], "--pred-iou-thresh"),
+        (["--workers", "0"], "--workers"),
+        (["--max-error-rate", "1.5"], "--max-error-rate"),
+        (["--pointz-per-side", "3"], "--pointz-per-side"),
+        (["--preset", "sa2b"], "--preset"),
+        (["--point-grids", "none.json"], "--point-grids: can't read none.json"),
+        (["--config", "none.toml"], "can't read none.toml"),
+        (["--config", "bad.toml"], "bad.toml is not TOML"),
+        (["--config", "unknown.toml"], "points_per_sid"),
+        (["--include", "*.gif"], "the selection leaves none of its 12 images"),
+    ],
+)
+def test_misuse_is_exit_2_and_writes_nothing(
+    main: Callable[..., int], more: list[str], words: str, photos: Path, model_folder: Path, capsys: Any
+) -> None:
+    """One sentence that names the option."""
+    Path("bad.toml").write_text("workers = = 2")
+    Path("unknown.toml").write_text("points_per_sid = 3")
+    command = ["label", "--input", photos, "--output", "out", "--model", model_folder]
+    assert main(*command, *more) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert "Traceback" not in error
+    assert not Path("out").exists()
+
+
+def test_what_is_not_there_is_said(main: Callable[..., int], photos: Path, capsys: Any) -> None:
+    """No input and no run are exit 2, a model that can't be found exit 1; no command is the help and 2."""
+    assert main("label", "--input", "none", "--output", "out", "--model", "m") == 2
+    assert main("label", "--input", photos, "--output", "out", "--model", "no/model") == 1
+    assert "no/model" in capsys.readouterr().err
+    assert main("status", "out") == 2
+    assert main("verify", "out") == 2
+    assert "holds no run" in capsys.readouterr().err
+    assert main() == 2
+
+
+def test_a_resume_that_does_not_fit_is_exit_2(
+    main: Callable[..., int], label_here: Callable[..., Path], photos: Path, model_folder: Path, tmp_path: Path, capsys: Any
+) -> None:
+    """Other options, another model or selection: each difference old -> new. Options that change no mask may change."""
+    output = label_here()
+    assert main(*label_arguments(photos, output, model_folder, "--points-per-side", 3)) == 2  # Given twice.
+    common = ["label", "--input", photos, "--output", output, "--stability-score-thresh", 0.5]
+    other = make_model(tmp_path / "other", content="other")
+    capsys.readouterr()
+    assert main(*common, "--model", other, "--points-per-side", 4, "--limit", 3) == 2
+    error = capsys.readouterr().err
+    for line in ("--points-per-side: 3 -> 4", "--limit: not set -> 3", "--model: "):
+        assert line in error
+    assert "new --output" in error
+    fits = ["--model", model_folder, "--points-per-side", 3, "--workers", 7, "--images-per-shard", 2, "--max-error-rate", 1]
+    assert main(*common, *fits) == 0
+    assert "--images-per-shard stays 5" in capsys.readouterr().err
+
+
+def test_a_config_file_sets_what_is_not_typed(main: Callable[..., int], photos: Path, model_folder: Path, capsys: Any) -> None:
+    """Mask options, selection and job options alike; what is typed wins."""
+    Path("job.toml").write_text('points-per-side = 3\nlimit = 5\nworkers = 2\ninclude = ["*.png"]\n')
+    command = ["label", "--input", photos, "--output", "out", "--model", model_folder, "--dry-run", "--config", "job.toml"]
+    assert main(*command, "--limit", "4") == 0
+    answer = capsys.readouterr()
+    assert "4 images" in answer.out
+    assert "with 2 workers" in answer.out
+
+
+def test_a_dry_run_says_how_long_and_writes_nothing(
+    main: Callable[..., int], photos: Path, model_folder: Path, capsys: Any
+) -> None:
+    """Images, seconds an image, hours on these workers."""
+    assert main(*label_arguments(photos, Path("out"), model_folder, "--dry-run", "--workers", 3)) == 0
+    out = capsys.readouterr().out
+    assert "12 images" in out
+    assert "hours with 3 workers; nothing was written" in out
+    assert not Path("out").exists()
+
+
+def test_help_teaches() -> None:
+    """Every option is there, under the group that says whether it changes masks; no Ray or OpenVINO is loaded for it."""
+    answer = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "jobs", "label", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    changing, _, others = answer.stdout.partition("Options that don't")
+    for model, text in ((MaskOptions, changing), (Selection, changing), (JobOptions, others)):
+        for name in model.model_fields:
+            assert f"--{name.replace('_', '-')}"[:24] in text, name
+    assert "python -m jobs label --input photos --output labels --model tiny" in " ".join(answer.stdout.split())
+    loaded = {line.split("|")[-1].strip() for line in answer.stderr.splitlines()}
+    assert not loaded & {"ray", "openvino", "torch"}

@@ -1,0 +1,230 @@
+"""The job as it runs: real Ray, real processes, real deaths. Only the engine is a fake."""
+
+import csv
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fake_engine
+import pandas as pd
+import pytest
+from fakes import HERE, PATHS, label_arguments, start_jobs, write_picture
+
+RunJobs = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[subprocess.Popen[str]]:
+    """One Ray cluster of two CPUs for the jobs of this file, which find it as they would find any: by its address and token."""
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    process = subprocess.Popen(
+        [sys.executable, str(HERE / "start_ray.py")],
+        env={**os.environ, **PATHS, **token, "RAY_USAGE_STATS_ENABLED": "0"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdout is not None
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**token, "RAY_ADDRESS": process.stdout.readline().strip()}.items():
+            patch.setenv(name, value)
+        yield process
+    process.communicate("")
+
+
+def read_masks(output: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((output / "masks").glob("part-*"))}
+
+
+def wait_until(condition: Callable[[], Any], *, seconds: float = 90) -> Any:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if answer := condition():
+            return answer
+        time.sleep(0.05)
+    raise AssertionError("waited in vain")
+
+
+def make_slow(folder: Path, *, count: int = 8) -> Path:
+    """Pictures of half a second each."""
+    for number in range(count):
+        write_picture(folder / f"{number}.png", seed=number, colour=fake_engine.SLOW)
+    return folder
+
+
+def test_a_job_from_end_to_end(
+    run_jobs: RunJobs, photos: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a cluster of its own, two workers: every image a row, the summary says it, exit 3 for too many broken ones.
+
+    The same command again has nothing to do and says the same; a laxer --max-error-rate makes it a success.
+    """
+    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    arguments = label_arguments(photos, Path("out"), model_folder, "--workers", 2, "--images-per-shard", 3)
+    first = run_jobs(*arguments)
+    assert first.returncode == 3, first.stderr
+    assert "12 of 12 images done" in first.stdout
+    assert "2 failed (2 corrupt)" in first.stdout
+    assert "python -m export coco out coco.json" in first.stdout
+    assert "skipped, for they are no images by name: 1 .txt, 1 dotfile" in first.stderr
+    images = pd.read_parquet(tmp_path / "out" / "images")
+    assert images["image_id"].tolist() == list(range(1, 13))
+    assert set(images.loc[images["status"] == "error", "file_name"]) == {"a/empty.jpg", "a/page.png"}
+    report = pd.read_json(tmp_path / "out" / "report.json", typ="series")
+    assert (report["num_done"], report["num_failed"], report["state"], report["num_workers"]) == (12, 2, "finished", 2)
+
+    again = run_jobs(*arguments)
+    assert (again.returncode, again.stdout) == (3, first.stdout)
+    assert run_jobs(*arguments, "--max-error-rate", 0.5).returncode == 0
+    whole = run_jobs("verify", "out")
+    assert (whole.returncode, "is whole" in whole.stdout) == (0, True)
+
+
+def test_the_number_of_workers_changes_no_byte(
+    cluster: object, run_jobs: RunJobs, photos: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    """One worker against two."""
+    for workers in (1, 2):
+        answer = run_jobs(
+            *label_arguments(photos, tmp_path / f"by{workers}", model_folder, "--workers", workers, "--images-per-shard", 2)
+        )
+        assert answer.returncode == 3, answer.stderr
+    assert len(read_masks(tmp_path / "by1")) == 6
+    assert read_masks(tmp_path / "by1") == read_masks(tmp_path / "by2")
+
+
+def test_a_driver_killed_and_started_again(cluster: object, run_jobs: RunJobs, model_folder: Path, tmp_path: Path) -> None:
+    """kill -9 in the middle: the rerun keeps what is committed, does the rest, and the masks are an undisturbed run's.
+
+    Before the rerun, ``status`` counts what is done and ``verify`` says that the run is not finished.
+    """
+    slow = make_slow(tmp_path / "slow")
+    more = ("--workers", 2, "--images-per-shard", 2)
+    driver = start_jobs(*label_arguments(slow, tmp_path / "out", model_folder, *more), cwd=tmp_path)
+    images = tmp_path / "out" / "images"
+    first_part = wait_until(lambda: images.exists() and next(images.glob("part-*"), None))
+    driver.kill()
+    driver.communicate()
+    committed_at = first_part.stat().st_mtime_ns
+    time.sleep(1)
+    if len(list(images.glob("part-*"))) < 4:
+        unfinished = run_jobs("verify", tmp_path / "out")
+        assert (unfinished.returncode, "not finished" in unfinished.stdout) == (1, True)
+        assert "of 8 images done" in run_jobs("status", tmp_path / "out").stdout
+
+    answer = run_jobs(*label_arguments(slow, tmp_path / "out", model_folder, *more))
+    assert answer.returncode == 0, answer.stderr
+    assert first_part.stat().st_mtime_ns == committed_at
+    assert run_jobs("verify", tmp_path / "out").returncode == 0
+    run_jobs(*label_arguments(slow, tmp_path / "undisturbed", model_folder, *more))
+    assert read_masks(tmp_path / "out") == read_masks(tmp_path / "undisturbed")
+
+
+def find_workers(ancestor: int) -> list[int]:
+    """The labeling processes below this one."""
+    parents, names = {}, {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                pid, rest = int(entry.name), (entry / "stat").read_text().rpartition(")")[2].split()
+                parents[pid], names[pid] = int(rest[1]), (entry / "cmdline").read_bytes()
+            except OSError:
+                continue  # It has ended.
+
+    def is_below(pid: int) -> bool:
+        return pid in parents and (parents[pid] == ancestor or is_below(parents[pid]))
+
+    return [pid for pid, name in names.items() if b"label_shard" in name and is_below(pid)]
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the worker in /proc")
+def test_a_killed_worker_is_replaced(
+    cluster: subprocess.Popen[str], run_jobs: RunJobs, model_folder: Path, tmp_path: Path
+) -> None:
+    """Its shard is done by another, no image is blamed, and the masks are an undisturbed run's."""
+    slow = make_slow(tmp_path / "slow")
+    more = ("--workers", 1, "--images-per-shard", 4)
+    driver = start_jobs(*label_arguments(slow, tmp_path / "out", model_folder, *more), cwd=tmp_path)
+    worker = wait_until(lambda: find_workers(cluster.pid))[0]
+    time.sleep(0.7)
+    os.kill(worker, signal.SIGKILL)
+    _, err = driver.communicate(timeout=120)
+    assert driver.returncode == 0, err
+    assert "a worker died" in err
+    assert run_jobs("verify", tmp_path / "out").returncode == 0
+    run_jobs(*label_arguments(slow, tmp_path / "undisturbed", model_folder, *more))
+    assert read_masks(tmp_path / "out") == read_masks(tmp_path / "undisturbed")
+
+
+def test_images_that_kill_or_hang_are_set_aside(cluster: object, run_jobs: RunJobs, model_folder: Path, tmp_path: Path) -> None:
+    """The one that ends its process becomes 'worker_died', the one that never ends 'timeout'; all others have masks."""
+    colours = [None, fake_engine.EXITS, None, None, fake_engine.HANGS, None]
+    for number, colour in enumerate(colours):
+        write_picture(tmp_path / "pictures" / f"{number}.png", seed=number, colour=colour)
+    more = ("--workers", 2, "--images-per-shard", 3, "--image-timeout", 5, "--max-error-rate", 0.5)
+    answer = run_jobs(*label_arguments(tmp_path / "pictures", tmp_path / "out", model_folder, *more))
+    assert answer.returncode == 0, answer.stderr
+    images = pd.read_parquet(tmp_path / "out" / "images")
+    assert images["error_kind"].fillna("").tolist() == ["", "worker_died", "", "", "timeout", ""]
+    assert (images.loc[images["status"] == "ok", "num_masks"] > 0).all()
+    assert run_jobs("verify", tmp_path / "out").returncode == 0
+
+    status = run_jobs("status", tmp_path / "out", "--failures", "failed.csv")
+    assert status.returncode == 0, status.stderr
+    assert "2 images failed: 1 timeout, 1 worker_died" in status.stdout
+    with (tmp_path / "failed.csv").open(newline="") as file:
+        assert [(row["file_name"], row["error_kind"]) for row in csv.DictReader(file)] == [
+            ("1.png", "worker_died"),
+            ("4.png", "timeout"),
+        ]
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_a_job_that_can_go_on(
+    cluster: object, number: signal.Signals, exit_code: int, model_folder: Path, tmp_path: Path
+) -> None:
+    """Within seconds, with the words how to go on, and no half part."""
+    slow = make_slow(tmp_path / "slow", count=40)
+    driver = start_jobs(
+        *label_arguments(slow, tmp_path / "out", model_folder, "--workers", 1, "--images-per-shard", 2), cwd=tmp_path
+    )
+    wait_until(lambda: (tmp_path / "out" / "images" / "part-0000000.parquet").exists())
+    driver.send_signal(number)
+    begin = time.monotonic()
+    _, err = driver.communicate(timeout=30)
+    assert driver.returncode == exit_code, err
+    assert time.monotonic() - begin < 15
+    assert f"stopped by {number.name}; run the same command again to go on" in err
+    assert pd.read_json(tmp_path / "out" / "report.json", typ="series")["state"] == "stopped"
+
+
+def test_a_bug_in_every_image_is_exit_1(cluster: object, run_jobs: RunJobs, model_folder: Path, tmp_path: Path) -> None:
+    """The job stops with the traceback instead of writing thousands of rows 'internal'."""
+    for number in range(25):
+        write_picture(tmp_path / "pictures" / f"{number:02d}.png", seed=number, colour=fake_engine.RAISES)
+    answer = run_jobs(*label_arguments(tmp_path / "pictures", tmp_path / "out", model_folder, "--workers", 1))
+    assert answer.returncode == 1
+    assert "20 images in a row failed" in answer.stderr
+    assert "does not like this picture" in answer.stderr
+
+
+def test_a_model_that_no_machine_can_run_is_exit_1(
+    cluster: object, run_jobs: RunJobs, photos: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    """Every worker is left out, with its reason, and the job does not wait forever."""
+    arguments = label_arguments(photos, tmp_path / "out", model_folder, "--workers", 2, "--images-per-shard", 3)
+    assert run_jobs(*arguments).returncode == 3
+    (tmp_path / "out" / "images" / "part-0000001.parquet").unlink()
+    (tmp_path / "out" / "model" / "encoder.bin").write_text("damaged")
+    answer = run_jobs(*arguments)
+    assert answer.returncode == 1
+    assert "encoder.bin" in answer.stderr
+    assert "Traceback" not in answer.stderr

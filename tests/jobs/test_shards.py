@@ -1,0 +1,126 @@
+"""A committed shard counts, a broken one is found."""
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.plan import read_run
+from jobs.shards import Tally, call_with_retries, tally_shard
+from jobs.verify import find_faults
+from labeler import tables
+from labeler.errors import StorageError
+
+LabelHere = Callable[..., Path]
+
+
+def list_faults(output: Path) -> list[str]:
+    record = read_run(str(output))
+    assert record is not None
+    return list(find_faults(str(output), record))
+
+
+def test_a_whole_run_has_no_faults(label_here: LabelHere) -> None:
+    """And its shards' tallies add up to its images."""
+    output = label_here()
+    assert list_faults(output) == []
+    tally = sum((tally_shard(str(output), shard) for shard in range(3)), Tally())
+    assert (tally.num_images, tally.errors) == (12, {"corrupt": 2})
+    assert tally.num_masks == pq.read_table(output / "masks").num_rows > 0
+
+
+def test_the_same_run_twice_is_the_same_bytes(label_here: LabelHere) -> None:
+    """Masks parts hold no clock, host or run."""
+    first, second = label_here(name="first"), label_here(name="second")
+    for path in sorted((first / "masks").iterdir()):
+        assert path.read_bytes() == (second / "masks" / path.name).read_bytes()
+
+
+def edit(path: Path, change: Callable[[list[dict[str, Any]]], None]) -> None:
+    """Change a part's rows and keep its metadata, and the images part's hash right: only the content is wrong."""
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    change(rows)
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
+    if path.parent.name == "masks":
+        images = path.parent.parent / "images" / path.name
+        table = pq.read_table(images)
+        metadata = {**table.schema.metadata, tables.MASKS_SHA256.encode(): hashlib.sha256(path.read_bytes()).hexdigest()}
+        pq.write_table(table.replace_schema_metadata(metadata), images)
+
+
+def set_row(index: int, **values: Any) -> Callable[[list[dict[str, Any]]], None]:
+    return lambda rows: rows[index].update(values)
+
+
+MASKS, IMAGES = "masks/part-0000001.parquet", "images/part-0000001.parquet"
+
+
+@pytest.mark.parametrize(
+    ("break_it", "words"),
+    [
+        (lambda run: (run / MASKS).write_bytes((run / MASKS).read_bytes()[:-50]), f"{MASKS} is damaged"),
+        (lambda run: (run / IMAGES).write_bytes((run / IMAGES).read_bytes()[:-50]), f"{IMAGES} is damaged"),
+        (lambda run: (run / MASKS).unlink(), f"{MASKS} is missing"),
+        (lambda run: (run / IMAGES).unlink(), f"{IMAGES} is missing"),
+        (lambda run: shutil.copy(run / "masks/part-0000000.parquet", run / MASKS), f"{MASKS} is not the one"),
+        (lambda run: shutil.copy(run / "images/part-0000000.parquet", run / IMAGES), "images of the plan"),
+        (lambda run: shutil.copy(run / MASKS, run / "masks/part-0000009.parquet"), "part-0000009.parquet is not a part"),
+        (lambda run: (run / "images/notes.txt").write_text("x"), "images/notes.txt is not a part"),
+        (lambda run: (run / "plan/part-0000000.parquet").write_bytes(b"x"), "is not the plan"),
+        (lambda run: (run / "model/encoder.bin").write_text("x"), "model"),
+        (lambda run: edit(run / IMAGES, lambda rows: rows.pop()), "images of the plan"),
+        (lambda run: edit(run / IMAGES, lambda rows: rows.append(rows[-1])), "images of the plan"),
+        (lambda run: edit(run / IMAGES, set_row(0, uri="file:///else")), "another image than planned"),
+        (lambda run: edit(run / IMAGES, set_row(0, error_kind="bad luck")), "error_kind bad luck"),
+        (lambda run: edit(run / IMAGES, set_row(4, error_kind="corrupt")), "is ok, but has an error"),
+        (lambda run: edit(run / IMAGES, set_row(0, num_masks=1)), "that the images part counts"),
+        (lambda run: edit(run / MASKS, lambda rows: rows.pop()), "that the images part counts"),
+        (lambda run: edit(run / MASKS, set_row(0, mask_id=7)), "that the images part counts"),
+        (lambda run: edit(run / MASKS, set_row(0, area=5)), "has area 5"),
+        (lambda run: edit(run / MASKS, set_row(0, bbox=[0.0, 0.0, 1.0, 1.0])), "has bbox"),
+        (lambda run: edit(run / MASKS, set_row(0, segmentation={"size": [5, 5], "counts": "1"})), "has size [5, 5]"),
+        (lambda run: edit(run / MASKS, lambda rows: rows[0]["segmentation"].update(counts="11")), "do not add up"),
+        (lambda run: edit(run / MASKS, set_row(0, file_name="x")), "has the file name x"),
+    ],
+)
+def test_every_fault_is_found_and_named(label_here: LabelHere, break_it: Callable[[Path], Any], words: str) -> None:
+    """Truncated, missing, doubled, swapped, foreign, or wrong inside."""
+    output = label_here()
+    break_it(output)
+    faults = list_faults(output)
+    assert any(words in fault for fault in faults), faults
+
+
+def test_a_temporary_file_of_a_killed_writer_is_no_fault(label_here: LabelHere) -> None:
+    """Readers of Parquet folders pass over dotfiles."""
+    output = label_here()
+    (output / "masks" / ".abc.tmp").write_bytes(b"half")
+    assert list_faults(output) == []
+
+
+def test_only_the_stores_faults_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As often as asked; a file that is not there will not be there in a second either."""
+    monkeypatch.setattr("jobs.shards._FIRST_PAUSE_S", 0.001)
+    calls: list[int] = []
+
+    def fail(error: Exception, times: int) -> str:
+        calls.append(1)
+        if len(calls) <= times:
+            raise error
+        return "answer"
+
+    assert call_with_retries(lambda: fail(StorageError("503"), 2), retries=2) == "answer"
+    calls.clear()
+    with pytest.raises(StorageError):
+        call_with_retries(lambda: fail(StorageError("503"), 9), retries=2)
+    assert len(calls) == 3
+    calls.clear()
+    with pytest.raises(FileNotFoundError):
+        call_with_retries(lambda: fail(FileNotFoundError(), 9), retries=2)
+    assert len(calls) == 1

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from labeler.errors import StorageError as StorageError
     from labeler.generator import generate_masks as generate_masks
     from labeler.images import decode_image as decode_image
-    from labeler.models import find_model as find_model
     from labeler.model_folder import read_model_info as read_model_info
+    from labeler.models import find_model as find_model
     from labeler.options import MaskOptions as MaskOptions
     from labeler.options import resolve_mask_options as resolve_mask_options
     from labeler.predictor import Predictor as Predictor

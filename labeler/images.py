@@ -66,9 +66,7 @@ _GRAY_ALPHA_16 = "LA;16B"  # Two 16-bit numbers a pixel, big-endian: four bytes,
 
 # Pillow has no exception classes for these two; the words are its own, and tests hold them.
 _SAYS_TRUNCATED = re.compile(r"truncated|not enough image data|end of file|reached eof", re.IGNORECASE)
-_SAYS_UNSUPPORTED = re.compile(
-    r"unsupported|unknown pixel mode|cannot handle|not available|not yet supported", re.IGNORECASE
-)
+_SAYS_UNSUPPORTED = re.compile(r"unsupported|unknown pixel mode|cannot handle|not available|not yet supported", re.IGNORECASE)
 
 _PILLOW_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 

@@ -52,7 +52,7 @@ def main() -> None:
     )
     report_difference("features", expected, features)
 
-    count = info.prompts_per_call
+    count = 64
     points = np.random.default_rng(1).uniform(0, 1024, (count, 1, 2)).astype(np.float32)
     padded = np.concatenate([points, np.zeros_like(points)], axis=1)
     labels = np.tile(np.array([1, -1], np.int32), (count, 1))
@@ -67,11 +67,17 @@ def main() -> None:
     (logits, iou), (our_logits, our_iou) = compare(
         f"predictor, {count} points",
         predict_in_torch,
-        lambda: engine.predict(expected, points=padded, labels=labels),
+        lambda: answer(engine, expected, padded, labels),
         given.calls,
     )
     report_difference("logits", logits, our_logits[:, 1:])
     report_difference("predicted IoU", iou, our_iou[:, 1:])
+
+
+def answer(engine: Engine, features: Any, points: Any, labels: Any) -> tuple[Any, Any]:
+    """All logits and predicted IoU."""
+    answers = engine.predict(features, points=points, labels=labels)
+    return answers.logits, answers.predicted_iou
 
 
 def compare(name: str, in_torch: Callable[[], Any], ours: Callable[[], Any], calls: int) -> tuple[Any, Any]:

@@ -31,8 +31,8 @@ except ModuleNotFoundError as error:
 
 logger = logging.getLogger(__name__)
 
-PROMPTS_PER_CALL = 64
-"""SAM's points_per_batch."""
+PROMPTS_PER_CALL = 2
+"""What one thread works on at a time: an image's tokens are 4 MiB for each, and the cache is better than the memory."""
 
 POSITIONS = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
 """Turns places into embeddings. Never rounded: a few numbers, that would cost as much accuracy as all others together."""

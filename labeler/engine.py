@@ -3,11 +3,19 @@
 What is set on purpose: the precision (OpenVINO would pick bf16 by itself where a CPU has it, so one job on mixed machines
 would give mixed masks), the threads (it sees neither cgroup quotas nor OMP_NUM_THREADS) and no pinning (every process
 would pin from core 0 on). Shapes are static: each graph is compiled for a number of prompts and of points a prompt.
+
+One image, or one prompt, uses all threads at once; many prompts are answered side by side, each call on one thread. So a
+batch needs no barriers between threads, and its answers do not depend on how many there are.
 """
 
 import hashlib
 import logging
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -16,21 +24,49 @@ import openvino as ov
 from labeler.errors import ModelError
 from labeler.model_folder import ModelInfo
 from labeler.options import Precision
-from labeler.types import Float32, Int32
+from labeler.types import Bool, Float32, Int32, Int64
 
 logger = logging.getLogger(__name__)
 
 _CAPABILITIES: dict[Precision, str] = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
+_ELEMENT_TYPES: dict[Precision, ov.Type] = {"f32": ov.Type.f32, "bf16": ov.Type.bf16, "f16": ov.Type.f16}
+
+_INNER_PORTS = {"image", "first_keys", "first_values", "first_queries", "mask_tokens", "seen_image"}
+"""What goes from graph to graph, in the precision that is computed in: converting it would cost a pass over it."""
+
+_STAGES = {"prompts", "masks"}
+"""Graphs of many small products, which OpenVINO's fused attention (Snippets) makes slower, by a fifth where measured."""
+
+_Requests = SimpleQueue[ov.InferRequest]
+"""The idle requests of a compiled graph; as many as may run at once."""
+
+_Tensors = dict[str, Any]
+"""Arrays or OpenVINO's tensors, by the name of their port."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What a model says to P prompts.
+
+    Attributes:
+        predicted_iou: (P, 4) float32.
+        rows: (M,) int64, the prompts whose masks were wanted, in order.
+        logits: (M, 4, 4h, 4w) float32, theirs, the single mask first and then the three.
+    """
+
+    predicted_iou: Float32
+    rows: Int64
+    logits: Float32
 
 
 class Engine:
-    """The encoder and the predictor of one model folder.
+    """The encoder and the predictor's stages of one model folder.
 
     Args:
         folder: a complete model folder on this machine's disk.
         info: its ``model.json``.
         threads: how many CPU threads a call may use.
-        precision: what the CPU computes in.
+        precision: what the CPU computes in; predicted IoU is made of the answers in f32 always.
         cache_folder: where compiled graphs are kept between processes; None compiles anew each time.
 
     Raises:
@@ -41,7 +77,9 @@ class Engine:
         self, folder: Path, info: ModelInfo, *, threads: int, precision: Precision = "f32", cache_folder: Path | None = None
     ) -> None:
         self._folder = folder
-        self._prompts_per_call = info.prompts_per_call
+        self._info = info
+        self._threads = threads
+        self._inner_type = _ELEMENT_TYPES[precision]
         self._core = ov.Core()
         capabilities = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if _CAPABILITIES[precision] not in capabilities:
@@ -49,7 +87,6 @@ class Engine:
         self._settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": precision,
             "INFERENCE_NUM_THREADS": threads,
-            "NUM_STREAMS": 1,
             "PERFORMANCE_HINT": "LATENCY",
             "ENABLE_CPU_PINNING": False,
             "ENABLE_HYPER_THREADING": True,
@@ -59,16 +96,23 @@ class Engine:
             dependencies = (ov.get_version(), sorted(capabilities), self._core.get_property("CPU", "FULL_DEVICE_NAME"))
             key = hashlib.sha256(repr((dependencies, self._settings, sorted(info.files.items()))).encode()).hexdigest()
             self._settings["CACHE_DIR"] = str(cache_folder / key[:16])
-        self._encoder = self._compile("encoder.xml", {})
-        self._predictors: dict[tuple[bool, int, int], ov.CompiledModel] = {}
+        self._graphs: dict[tuple[str, int, int, int], _Requests] = {}
+        self._find_graph("encoder")
 
     def encode(self, pixels: Float32) -> Float32:
         """(1, 3, S, S) normalised and padded pixels -> (1, C, h, w) features."""
-        return self._run(self._encoder, {"pixels": pixels})["features"]
+        with self._run(self._find_graph("encoder"), {"pixels": pixels}) as answer:
+            return _copy(answer["features"])
 
     def predict(
-        self, features: Float32, *, points: Float32, labels: Int32, mask_logits: Float32 | None = None
-    ) -> tuple[Float32, Float32]:
+        self,
+        features: Float32,
+        *,
+        points: Float32,
+        labels: Int32,
+        mask_logits: Float32 | None = None,
+        wanted: Callable[[Float32], Bool] | None = None,
+    ) -> Answers:
         """Answer P prompts of N points each about one crop.
 
         Args:
@@ -76,54 +120,115 @@ class Engine:
             points: (P, N, 2) float32, pixels of the model's input.
             labels: (P, N) int32: 1 inside, 0 outside, 2 and 3 a box's corners, -1 SAM's padding point.
             mask_logits: (P, 1, 4h, 4w) logits of an earlier answer, or None.
-
-        Returns:
-            (P, 4, 4h, 4w) logits, the single mask first and then the three, and (P, 4) predicted IoU.
+            wanted: (n, 4) predicted IoU -> (n,) whether these prompts' masks are wanted; all by default. A mask costs
+                about as much as its predicted IoU.
         """
+        wanted = wanted or (lambda iou: np.ones(len(iou), np.bool_))
+        if mask_logits is not None:
+            # Under each mask the image looks different: one prompt after the other.
+            parts = []
+            for i in range(len(labels)):
+                inputs = {"features": features, "mask_logits": mask_logits[i : i + 1]}
+                with self._run(self._find_graph("image_side_mask"), inputs) as shared:
+                    parts += self._answer(shared, points[i : i + 1], labels[i : i + 1], wanted)
+        else:
+            with self._run(self._find_graph("image_side"), {"features": features}) as shared:
+                parts = self._answer(shared, points, labels, wanted)
+        iou = np.concatenate([part[0] for part in parts])
+        _, _, height, width = self._info.embedding_shape
+        none = np.zeros((0, iou.shape[1], 4 * height, 4 * width), np.float32)
+        return Answers(
+            predicted_iou=iou,
+            rows=np.flatnonzero(np.concatenate([part[1] for part in parts])).astype(np.int64),
+            logits=np.concatenate([none, *(logits for part in parts for logits in part[2])]),
+        )
+
+    def _answer(
+        self, shared: _Tensors, points: Float32, labels: Int32, wanted: Callable[[Float32], Bool]
+    ) -> list[tuple[Float32, Bool, list[Float32]]]:
+        """Predicted IoU, whether wanted, and the wanted logits, for one call's prompts after the other."""
         num_prompts, num_points = labels.shape
-        size = 1 if num_prompts == 1 else self._prompts_per_call
-        predictor = self._find_predictor(mask_logits is not None, size, num_points)
-        logits, ious = [], []
-        for begin in range(0, num_prompts, size):
+        size, streams = (1, 1) if num_prompts == 1 else (self._info.prompts_per_call, self._threads)
+        prompts = self._find_graph("prompts", num_prompts=size, num_points=num_points, streams=streams)
+        iou_head = self._find_graph("iou_head", num_prompts=size, streams=streams)
+        masks = self._find_graph("masks", streams=streams)
+
+        def answer(begin: int) -> tuple[Float32, Bool, list[Float32]]:
             part = slice(begin, min(begin + size, num_prompts))
-            inputs = {"points": _pad(points[part], size), "labels": _pad(labels[part], size)}
-            if mask_logits is not None:
-                inputs["mask_logits"] = _pad(mask_logits[part], size)
-            answer = self._run(predictor, {"features": features, **inputs})
-            logits.append(answer["logits"][: part.stop - begin])
-            ious.append(answer["iou"][: part.stop - begin])
-        return (logits[0], ious[0]) if len(logits) == 1 else (np.concatenate(logits), np.concatenate(ious))
+            inputs = shared | {"points": _pad(points[part], size), "labels": _pad(labels[part], size)}
+            with self._run(prompts, inputs) as state:
+                with self._run(iou_head, {"iou_token": state["iou_token"]}) as answered:
+                    iou = _copy(answered["iou"])[: part.stop - begin]
+                chosen = wanted(iou)
+                logits = []
+                for i in map(int, np.flatnonzero(chosen)):
+                    with self._run(masks, {name: _take(state[name], i) for name in ("mask_tokens", "seen_image")}) as drawn:
+                        logits.append(_copy(drawn["logits"]))
+            return iou, chosen, logits
 
-    def _find_predictor(self, with_mask: bool, num_prompts: int, num_points: int) -> ov.CompiledModel:
-        key = (with_mask, num_prompts, num_points)
-        if key not in self._predictors:
-            shapes = {"points": [num_prompts, num_points, 2], "labels": [num_prompts, num_points]}
-            if with_mask:
-                shapes["mask_logits"] = [num_prompts, 1, -1, -1]
-            self._predictors[key] = self._compile("predictor_mask.xml" if with_mask else "predictor.xml", shapes)
-        return self._predictors[key]
+        with ThreadPoolExecutor(streams) as pool:
+            return list(pool.map(answer, range(0, num_prompts, size)))
 
-    def _compile(self, file_name: str, shapes: dict[str, list[int]]) -> ov.CompiledModel:
-        path = self._folder / file_name
+    def _find_graph(self, name: str, *, num_prompts: int = 0, num_points: int = 0, streams: int = 1) -> _Requests:
+        """A graph compiled for so many prompts of so many points (0: it has no such sides)."""
+        key = (name, num_prompts, num_points, streams)
+        if key not in self._graphs:
+            sides = {"points": [num_prompts, num_points, 2], "labels": [num_prompts, num_points]}
+            sides["iou_token"] = [num_prompts, self._info.embedding_shape[1]]
+            compiled = self._compile(name, sides, streams)
+            requests: _Requests = SimpleQueue()
+            for _ in range(streams):
+                requests.put(compiled.create_infer_request())
+            self._graphs[key] = requests
+        return self._graphs[key]
+
+    def _compile(self, name: str, sides: Mapping[str, list[int]], streams: int) -> ov.CompiledModel:
+        path = self._folder / f"{name}.xml"
+        settings = self._settings | {"NUM_STREAMS": streams}
+        if name == "iou_head":
+            settings["INFERENCE_PRECISION_HINT"] = "f32"
+        if name in _STAGES:
+            settings["SNIPPETS_MODE"] = "DISABLE"
         try:
             model = self._core.read_model(path)
-            if shapes:
-                names = {port.any_name: port for port in model.inputs}
-                if "mask_logits" in shapes:
-                    side = names["mask_logits"].partial_shape
-                    shapes["mask_logits"][2:] = [side[2].get_length(), side[3].get_length()]
-                model.reshape({names[name]: ov.PartialShape(shape) for name, shape in shapes.items()})
-            logger.debug("compiling %s %s", path, shapes)
-            return self._core.compile_model(model, "CPU", self._settings)
+            open_sides = {p: ov.PartialShape(sides[p.any_name]) for p in model.inputs if p.partial_shape.is_dynamic}
+            model.reshape(open_sides)
+            steps = ov.preprocess.PrePostProcessor(model)
+            for port in model.inputs:
+                if port.any_name in _INNER_PORTS:
+                    steps.input(port.any_name).tensor().set_element_type(self._inner_type)
+            for port in model.outputs:
+                if port.any_name in _INNER_PORTS:
+                    steps.output(port.any_name).tensor().set_element_type(self._inner_type)
+            logger.debug("compiling %s for %s, %d streams", path, list(open_sides.values()), streams)
+            return self._core.compile_model(steps.build(), "CPU", settings)
         except RuntimeError as error:
             raise ModelError(f"OpenVINO can't read or compile {path}: {error}") from error
 
-    def _run(self, model: ov.CompiledModel, inputs: dict[str, Any]) -> dict[str, Float32]:
+    @contextmanager
+    def _run(self, requests: _Requests, inputs: _Tensors) -> Iterator[_Tensors]:
+        """The graph's outputs, which last as long as the context does."""
+        request = requests.get()
         try:
-            answer = model(inputs, share_inputs=True)
-        except RuntimeError as error:
-            raise ModelError(f"OpenVINO failed while running a graph of {self._folder}: {error}") from error
-        return {port.any_name: np.array(answer[port], np.float32) for port in model.outputs}
+            try:
+                request.start_async(inputs, share_inputs=True)
+                request.wait()
+            except RuntimeError as error:
+                raise ModelError(f"OpenVINO failed while running a graph of {self._folder}: {error}") from error
+            yield {port.any_name: request.get_tensor(port) for port in request.model_outputs}
+        finally:
+            requests.put(request)
+
+
+def _copy(tensor: ov.Tensor) -> Float32:
+    """An output as an array of its own: the tensor's memory is the next call's."""
+    return np.array(tensor.data, np.float32)
+
+
+def _take(tensor: ov.Tensor, row: int) -> ov.Tensor:
+    """One row of a tensor, in place."""
+    shape = list(tensor.shape)
+    return ov.Tensor(tensor, ov.Coordinate([row] + [0] * (len(shape) - 1)), ov.Coordinate([row + 1, *shape[1:]]))
 
 
 def _pad(rows: Any, size: int) -> Any:

@@ -17,6 +17,9 @@ from labeler.predictor import Prediction, Predictor
 from labeler.regions import measure_runs, remove_small_regions
 from labeler.types import Embedding, Float32, Float64, MaskSet, Prompts, StageSeconds, UInt8, join_runs
 
+POINTS_PER_BATCH = 128
+"""Points whose logits are in memory at a time."""
+
 
 def generate_masks(pixels: UInt8, *, predictor: Predictor, options: MaskOptions) -> tuple[MaskSet, StageSeconds]:
     """Find all masks of an image.
@@ -70,10 +73,12 @@ def _label_crop(
     encode_s = perf_counter() - start
 
     found, predict_s, post_s = [], 0.0, 0.0
-    for points in _batch(grid * embedding.crop_hw[::-1], predictor.info.prompts_per_call):
+    for points in _batch(grid * embedding.crop_hw[::-1], POINTS_PER_BATCH):
         start = perf_counter()
         prediction = predictor.predict(
-            embedding, Prompts(points_xy=points[:, None], labels=np.ones((len(points), 1), np.int32))
+            embedding,
+            Prompts(points_xy=points[:, None], labels=np.ones((len(points), 1), np.int32)),
+            iou_above=options.pred_iou_thresh if options.pred_iou_thresh > 0 else None,
         )
         predicted = perf_counter()
         masks = _select_masks(prediction, points, embedding, upsampling, predictor.info.mask_threshold, options)
@@ -100,10 +105,10 @@ def _select_masks(
     """The answers to a batch of points that pass every filter which looks at one mask alone."""
     num_masks = prediction.predicted_iou.shape[1]
     logits = prediction.logits.reshape(-1, *prediction.logits.shape[2:])
-    predicted_iou = prediction.predicted_iou.reshape(-1)
-    points = points_in_crop.repeat(num_masks, axis=0)
+    predicted_iou = prediction.predicted_iou[prediction.rows].reshape(-1)
+    points = points_in_crop[prediction.rows].repeat(num_masks, axis=0)
 
-    # Filter by predicted IoU, first: it needs no pixel.
+    # Filter by predicted IoU, first: it needs no pixel, and prompts without one sure mask have no logits to begin with.
     if options.pred_iou_thresh > 0:
         sure = predicted_iou > np.float32(options.pred_iou_thresh)
         logits, predicted_iou, points = logits[sure], predicted_iou[sure], points[sure]

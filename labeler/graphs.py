@@ -2,18 +2,20 @@
 
 Must not know checkpoints or what else is in a model folder.
 
-The predictor runs SAM's own modules in SAM's own order, but leaves to broadcasting what the reference repeats for each
-prompt (image features, positions), and takes the points as they come: who calls it appends the padding point.
+A model folder holds the encoder and the stages of ``labeler.stages``. The plain predictor, SAM's own modules in SAM's own
+order, is what tests and benchmarks compare the stages with. Both take the points as they come: who calls them appends the
+padding point.
 """
 
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import onnx
@@ -25,12 +27,16 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from labeler.errors import ModelError
+from labeler.stages import ImageSide, IouStage, MaskStage, PromptStage, embed_points
 from labeler.types import Float32
 
 logger = logging.getLogger(__name__)
 
-GRAPHS = ("encoder", "predictor", "predictor_mask")
+GRAPHS = ("encoder", "image_side", "image_side_mask", "prompts", "iou_head", "masks")
 """The graphs of a model folder, each NAME.xml with its weights in NAME.bin."""
+
+PLAIN_GRAPHS = ("predictor", "predictor_mask")
+"""What the graphs after the encoder are compared with; in no folder."""
 
 _EXTERNAL_DATA_BYTES = 1 << 30
 """From here on an ONNX file's weights go into a file beside it: protobuf ends at 2 GiB."""
@@ -65,7 +71,7 @@ class MaskPredictor(nn.Module):
         decoder = self.mask_decoder
         queries = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])  # (5, C)
         queries = queries[None].expand(points.shape[0], -1, -1)
-        tokens = torch.cat([queries, self._embed_points(points, labels)], dim=1)  # (P, 5 + N, C)
+        tokens = torch.cat([queries, embed_points(self.prompt_encoder, points, labels)], dim=1)  # (P, 5 + N, C)
         source = features + self._embed_mask(mask_logits)  # (1 or P, C, h, w)
         answers, pixels = decoder.transformer(source, self.prompt_encoder.get_dense_pe(), tokens)
         _, channels, height, width = features.shape
@@ -75,16 +81,6 @@ class MaskPredictor(nn.Module):
         )  # (P, 4, C / 8)
         logits = (kernels @ upscaled.flatten(2)).unflatten(2, upscaled.shape[2:])
         return logits, decoder.iou_prediction_head(answers[:, 0, :])
-
-    def _embed_points(self, points: Tensor, labels: Tensor) -> Tensor:
-        """(P, N, 2) and (P, N) -> (P, N, C). A padding point has no place: its position counts nothing."""
-        encoder = self.prompt_encoder
-        height, width = encoder.input_image_size
-        in_unit = (points + 0.5) / torch.tensor([width, height], dtype=points.dtype)  # To the pixel's centre.
-        place = encoder.pe_layer._pe_encoding(in_unit)
-        table = torch.cat([encoder.not_a_point_embed.weight, *(e.weight for e in encoder.point_embeddings)])  # (5, C)
-        kind = nn.functional.embedding(labels.long() + 1, table)
-        return torch.where((labels == -1)[..., None], torch.zeros_like(place), place) + kind
 
     def _embed_mask(self, mask_logits: Tensor | None) -> Tensor:
         """(P, 1, 4h, 4w) -> (P, C, h, w); without a mask one (1, C, 1, 1) for all."""
@@ -105,19 +101,16 @@ def read_embedding_shape(encoder: nn.Module, *, image_size: int) -> tuple[int, i
 
 
 def export_onnx(sam: Sam, *, graph: str, folder: Path) -> Path:
-    """Write one of ``GRAPHS`` as FOLDER/GRAPH.onnx, checked by onnx; P and N stay open.
+    """Write one of ``GRAPHS`` or ``PLAIN_GRAPHS`` as FOLDER/GRAPH.onnx, checked by onnx; P and N stay open.
 
     Raises:
         ModelError: torch can't trace the model, or onnx rejects the file: a fault of the architecture's code.
     """
     path = folder / f"{graph}.onnx"
-    size = sam.image_encoder.img_size
-    module: nn.Module = sam.image_encoder
-    inputs: dict[str, Tensor] = {"pixels": torch.zeros(1, 3, size, size)}
-    outputs, shapes = ["features"], None
-    if graph != "encoder":
-        module, outputs = MaskPredictor(sam).eval(), ["logits", "iou"]
-        inputs, shapes = _example_prompts(sam, with_mask=graph == "predictor_mask")
+    module, inputs, outputs = _describe_graph(sam, graph)
+    shapes = {name: _OPEN_SIDES.get(name) for name in inputs} if _OPEN_SIDES.keys() & inputs.keys() else None
+    if graph == "image_side_mask":
+        shapes = None  # One mask prompt a call.
     external = sum(w.numel() * w.element_size() for w in module.state_dict().values()) >= _EXTERNAL_DATA_BYTES
     logger.info("exporting the %s to ONNX", graph)
     try:
@@ -127,7 +120,7 @@ def export_onnx(sam: Sam, *, graph: str, folder: Path) -> Path:
                 tuple(inputs.values()),
                 path,
                 input_names=list(inputs),
-                output_names=outputs,
+                output_names=list(outputs),
                 dynamic_shapes=shapes,
                 external_data=external,
                 dynamo=True,
@@ -156,26 +149,55 @@ def _quiet_exporter() -> Iterator[None]:
             one.setLevel(level)
 
 
-def _example_prompts(sam: Sam, *, with_mask: bool) -> tuple[dict[str, Tensor], dict[str, object]]:
-    """Inputs of the predictor to trace it with, and which of their sides stay open."""
-    prompt_encoder = sam.prompt_encoder
-    height, width = prompt_encoder.image_embedding_size
-    num_prompts, num_points = Dim("P"), Dim("N")
+_OPEN_SIDES: dict[str, dict[int, Any]] = {
+    "points": {0: Dim("P"), 1: Dim("N")},
+    "labels": {0: Dim("P"), 1: Dim("N")},
+    "mask_logits": {0: Dim("P")},
+    "iou_token": {0: Dim("P")},
+}
+"""Sides of a graph's inputs that its file leaves open."""
+
+_SHARED = ("image", "first_keys", "first_values", "first_queries")
+
+
+def _describe_graph(sam: Sam, graph: str) -> tuple[nn.Module, dict[str, Tensor], tuple[str, ...]]:
+    """A graph's module, inputs to trace it with, and its outputs' names."""
+    channels, (height, width) = sam.prompt_encoder.embed_dim, sam.prompt_encoder.image_embedding_size
+    attention = sam.mask_decoder.transformer.layers[0].cross_attn_token_to_image
+    heads, num_pixels = attention.num_heads, height * width
+    depth = attention.internal_dim // heads
+    # A tensor of its own for each input: the exporter would take two names of one tensor for one input.
+    shared = (
+        torch.zeros(1, num_pixels, channels),
+        torch.zeros(heads, depth, num_pixels),
+        torch.zeros(heads, num_pixels, depth),
+        torch.zeros(heads, depth, num_pixels),
+    )
     # Sizes other than 1, and different ones: the exporter would take a 1, or two equal sides, for fixed.
-    inputs = {
-        "features": torch.zeros(1, prompt_encoder.embed_dim, height, width),
-        "points": torch.zeros(3, 5, 2),
-        "labels": torch.tensor([[1, 0, -1, 2, 3]] * 3, dtype=torch.int32),
+    points = {"points": torch.zeros(3, 5, 2), "labels": torch.tensor([[1, 0, -1, 2, 3]] * 3, dtype=torch.int32)}
+    features = {"features": torch.zeros(1, channels, height, width)}
+    mask_logits = torch.zeros(1 if graph == "image_side_mask" else 3, 1, 4 * height, 4 * width)
+    size = sam.image_encoder.img_size
+    modules: dict[str, tuple[Callable[[Sam], nn.Module], dict[str, Tensor], tuple[str, ...]]] = {
+        "encoder": (lambda sam: sam.image_encoder, {"pixels": torch.zeros(1, 3, size, size)}, ("features",)),
+        "image_side": (ImageSide, features, _SHARED),
+        "image_side_mask": (ImageSide, {**features, "mask_logits": mask_logits}, _SHARED),
+        "prompts": (
+            PromptStage,
+            dict(zip(_SHARED, shared, strict=True)) | points,
+            ("iou_token", "mask_tokens", "seen_image"),
+        ),
+        "iou_head": (IouStage, {"iou_token": torch.zeros(3, channels)}, ("iou",)),
+        "masks": (
+            MaskStage,
+            {"mask_tokens": torch.zeros(1, sam.mask_decoder.num_mask_tokens, channels), "seen_image": shared[0]},
+            ("logits",),
+        ),
+        "predictor": (MaskPredictor, features | points, ("logits", "iou")),
+        "predictor_mask": (MaskPredictor, features | points | {"mask_logits": mask_logits}, ("logits", "iou")),
     }
-    shapes: dict[str, object] = {
-        "features": None,
-        "points": {0: num_prompts, 1: num_points},
-        "labels": {0: num_prompts, 1: num_points},
-    }
-    if with_mask:
-        inputs["mask_logits"] = torch.zeros(3, 1, *prompt_encoder.mask_input_size)
-        shapes["mask_logits"] = {0: num_prompts}
-    return inputs, shapes
+    build, inputs, outputs = modules[graph]
+    return build(sam).eval(), inputs, outputs
 
 
 def _strip_traces(path: Path) -> None:

@@ -12,7 +12,7 @@ from labeler.geometry import fit_in_square, points_to_input
 from labeler.images import resize_image
 from labeler.masks import Upsampling, plan_upsampling, upsample_logits
 from labeler.model_folder import ModelInfo
-from labeler.types import Bool, Box, Embedding, Float32, Int32, Prompts, UInt8
+from labeler.types import Bool, Box, Embedding, Float32, Int32, Int64, Prompts, UInt8
 
 PIXEL_MEAN = np.array([123.675, 116.28, 103.53], np.float32)
 PIXEL_STD = np.array([58.395, 57.12, 57.375], np.float32)
@@ -29,12 +29,14 @@ class Prediction:
     """Answers to P prompts, K masks each (three, or one).
 
     Attributes:
-        logits: (P, K, h, w) float32 at low resolution, for the model's whole padded input.
         predicted_iou: (P, K) float32, the model's own estimate.
+        rows: (M,) int64, the prompts whose masks were made: all, unless ``predict`` was told a threshold.
+        logits: (M, K, h, w) float32 at low resolution, for the model's whole padded input.
     """
 
-    logits: Float32
     predicted_iou: Float32
+    rows: Int64
+    logits: Float32
 
 
 class Predictor:
@@ -55,18 +57,32 @@ class Predictor:
         padded[0, :, : input_hw[0], : input_hw[1]] = ((resized.astype(np.float32) - PIXEL_MEAN) / PIXEL_STD).transpose(2, 0, 1)
         return Embedding(features=self._engine.encode(padded), crop_xyxy=(x0, y0, x1, y1), image_hw=image_hw, input_hw=input_hw)
 
-    def predict(self, embedding: Embedding, prompts: Prompts, *, multimask: bool = True) -> Prediction:
+    def predict(
+        self, embedding: Embedding, prompts: Prompts, *, multimask: bool = True, iou_above: float | None = None
+    ) -> Prediction:
         """Answer each prompt with three masks (for ambiguous prompts, such as one point) or with one.
+
+        Args:
+            iou_above: make masks only for prompts with a predicted IoU greater than this; it halves the work of others.
 
         Raises:
             ValueError: a prompt without point, box or mask, or with more than 64 points.
         """
         points, labels = self._to_model_points(embedding, prompts)
-        logits, predicted_iou = self._engine.predict(
-            embedding.features, points=points, labels=labels, mask_logits=prompts.mask_logits
-        )
         kept = slice(1, None) if multimask else slice(0, 1)
-        return Prediction(logits=logits[:, kept], predicted_iou=predicted_iou[:, kept])
+
+        def has_sure_mask(iou: Float32, /) -> Bool:
+            sure: Bool = np.any(iou[:, kept] > np.float32(iou_above or 0.0), axis=1)
+            return sure
+
+        answers = self._engine.predict(
+            embedding.features,
+            points=points,
+            labels=labels,
+            mask_logits=prompts.mask_logits,
+            wanted=None if iou_above is None else has_sure_mask,
+        )
+        return Prediction(predicted_iou=answers.predicted_iou[:, kept], rows=answers.rows, logits=answers.logits[:, kept])
 
     def upsample(self, embedding: Embedding, logits: Float32) -> Float32:
         """(M, h, w) low-resolution logits -> (M, H, W) at the crop's size."""

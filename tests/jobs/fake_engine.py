@@ -3,6 +3,7 @@
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -35,12 +36,16 @@ class DiscEngine:
         features[0, 0, 0, 0] = pixels.mean()
         return features
 
-    def predict(self, features: np.ndarray, *, points: np.ndarray, labels: np.ndarray, mask_logits: Any = None) -> Any:
-        """Logits (P, 4, 4h, 4w) and predicted IoU (P, 4)."""
+    def predict(
+        self, features: np.ndarray, *, points: np.ndarray, labels: np.ndarray, mask_logits: Any = None, wanted: Any = None
+    ) -> Any:
+        """Predicted IoU (P, 4), and logits (M, 4, 4h, 4w) of the prompts whose masks are wanted."""
         side = 4 * self._shape[2]
         y, x = np.mgrid[:side, :side]
         radii = np.array([6.0, 4.0, 8.0, 12.0]) + np.clip(features[0, 0, 0, 0], -1, 1)
         distance = np.hypot(x - points[:, 0, 0, None, None], y - points[:, 0, 1, None, None])
         logits = (radii[None, :, None, None] - distance[:, None]) * 4
         iou = np.tile(np.array([0.95, 0.97, 0.93, 0.5]), (len(points), 1)) + points[:, 0, :1] * 1e-4
-        return logits.astype(np.float32), iou.astype(np.float32)
+        iou = iou.astype(np.float32)
+        rows = np.flatnonzero(wanted(iou)) if wanted else np.arange(len(points))
+        return SimpleNamespace(predicted_iou=iou, rows=rows, logits=logits.astype(np.float32)[rows])

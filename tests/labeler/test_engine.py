@@ -9,7 +9,7 @@ import pytest
 
 from labeler.engine import Engine
 from labeler.errors import ModelError
-from labeler.model_folder import read_model_info
+from labeler.model_folder import ModelInfo, read_model_info
 
 
 def encode_noise(engine: Engine, side: int) -> np.ndarray:
@@ -54,3 +54,50 @@ def test_a_broken_graph_is_a_model_error_that_names_it(prototype_folder: Path, t
     (folder / "encoder.xml").write_text("<net>")
     with pytest.raises(ModelError, match=r"encoder\.xml"):
         Engine(folder, read_model_info(folder), threads=1)
+
+
+def make_prompts(info: ModelInfo, num_prompts: int) -> dict[str, np.ndarray]:
+    """One point each, and SAM's padding point."""
+    random = np.random.default_rng(1)
+    points = random.uniform(0, info.image_size, (num_prompts, 2, 2)).astype(np.float32)
+    return {
+        "features": random.normal(size=info.embedding_shape).astype(np.float32),
+        "points": points * np.array([1, 0], np.float32)[:, None],
+        "labels": np.tile(np.array([1, -1], np.int32), (num_prompts, 1)),
+    }
+
+
+@pytest.mark.parametrize("num_prompts", [1, 2, 7])
+def test_only_wanted_masks_are_made(prototype_folder: Path, num_prompts: int) -> None:
+    """Every prompt has its predicted IoU; the wanted ones' logits are what they are when all are wanted."""
+    info = read_model_info(prototype_folder)
+    engine = Engine(prototype_folder, info, threads=2)
+    inputs = make_prompts(info, num_prompts)
+    every = engine.predict(**inputs)
+    assert every.rows.tolist() == list(range(num_prompts))
+    middle = np.median(every.predicted_iou[:, 1])
+    some = engine.predict(**inputs, wanted=lambda iou: iou[:, 1] > middle)
+    np.testing.assert_array_equal(some.predicted_iou, every.predicted_iou)
+    assert some.rows.tolist() == np.flatnonzero(every.predicted_iou[:, 1] > middle).tolist()
+    np.testing.assert_array_equal(some.logits, every.logits[some.rows])
+    none = engine.predict(**inputs, wanted=lambda iou: np.zeros(len(iou), np.bool_))
+    assert none.logits.shape == (0, *every.logits.shape[1:])
+
+
+def test_a_batch_does_not_depend_on_the_number_of_threads(prototype_folder: Path) -> None:
+    """Each call of a batch runs on one thread: the same bits for any number of them."""
+    info = read_model_info(prototype_folder)
+    inputs = make_prompts(info, 9)
+    alone = Engine(prototype_folder, info, threads=1).predict(**inputs)
+    together = Engine(prototype_folder, info, threads=2).predict(**inputs)
+    np.testing.assert_array_equal(alone.logits, together.logits)
+    np.testing.assert_array_equal(alone.predicted_iou, together.predicted_iou)
+
+
+def test_predicted_iou_is_finer_than_bf16(prototype_folder: Path) -> None:
+    """The IoU head computes in f32 at every precision: bf16's steps near 0.88 would make ties."""
+    if "BF16" not in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this CPU has no bf16")
+    info = read_model_info(prototype_folder)
+    iou = Engine(prototype_folder, info, threads=1, precision="bf16").predict(**make_prompts(info, 8)).predicted_iou
+    assert np.mean(iou.view(np.uint32) & 0xFFFF != 0) > 0.9

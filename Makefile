@@ -52,7 +52,7 @@ lint: $(VENV)/ready ## ruff and mypy
 	$(VENV)/bin/mypy
 
 test: lint ## what CI runs: lint, types and the tests
-	$(VENV)/bin/python -m pytest -m 'not parity'
+	$(VENV)/bin/python -m pytest -m 'not parity and not soak'
 
 format: $(VENV)/ready ## let ruff write
 	$(VENV)/bin/ruff check --fix .
@@ -61,5 +61,43 @@ format: $(VENV)/ready ## let ruff write
 parity: $(VENV)/ready ## the whole matrix against segment-anything in PyTorch (long)
 	$(VENV)/bin/python -m pytest -m parity -s
 
+# ---- interop: every export read by its consumer's own loader, each in an environment of its own.
+# Needs the network for the packages, and for the page Debian's chromium (apt-get install chromium); without it those tests skip.
+INTEROP := .interop
+# The run whose exports are read; by default the demo's real photos.
+RUN ?= demo/labels
+CONSUMERS := supervision datumaro fiftyone ultralytics labelme datasets
+PACKAGE_supervision := supervision==0.31.2
+PACKAGE_datumaro := datumaro==1.13.12
+PACKAGE_fiftyone := fiftyone==1.22.1
+PACKAGE_ultralytics := ultralytics==8.4.190
+PACKAGE_labelme := labelme==6.3.1
+PACKAGE_datasets := datasets==5.2.0
+
+$(INTEROP)/%/ready:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --upgrade pip
+	$(@D)/bin/python -m pip install --quiet $(PACKAGE_$*) pycocotools==2.0.11
+	touch $@
+
+demo/labels/run.json:
+	$(MAKE) demo
+
+$(INTEROP)/exports: $(VENV)/ready $(RUN)/run.json
+	PYTHONPATH=. $(VENV)/bin/python tests/export/interop/make_exports.py $(RUN) $@
+
+interop-%: $(INTEROP)/%/ready $(INTEROP)/exports
+	QT_QPA_PLATFORM=offscreen $(INTEROP)/$*/bin/python tests/export/interop/check_$*.py $(INTEROP)/exports $(RUN)
+
+.PHONY: interop interop-here interop-page
+interop-here: $(INTEROP)/exports
+	$(VENV)/bin/python tests/export/interop/check_here.py $(INTEROP)/exports
+
+interop-page: $(VENV)/ready
+	$(VENV)/bin/python -m pip install --quiet playwright==1.65.2
+	$(VENV)/bin/python -m pytest tests/export/test_page.py
+
+interop: interop-here interop-page $(CONSUMERS:%=interop-%) ## every export read by its consumer's own loader (long, downloads)
+
 clean: ## remove what the other targets made
-	rm -rf $(VENV) $(DEMO_VENV) demo
+	rm -rf $(VENV) $(DEMO_VENV) $(INTEROP) demo

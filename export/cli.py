@@ -1,15 +1,21 @@
 """``python -m export``: the command line. Knows options and words; must not know formats or tables."""
 
 import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from export.coco import CocoOptions, CocoReport, export_coco
+from export.coco import CocoOptions, export_coco
+from export.labelme import LabelmeOptions, export_labelme
+from export.masks import MasksOptions, export_masks
+from export.page import MAX_IMAGES, PAGE, export_page
 from export.preview import CONTACT_SHEET, PreviewOptions, export_preview
+from export.progress import show_progress
 from export.runs import Run, describe_missing, read_run
+from export.sa1b import Sa1bOptions, export_sa1b
+from export.selection import Report, SelectionOptions, Watch
+from export.yolo import YoloOptions, export_yolo
 from labeler import storage
 from labeler.errors import OptionsError
 from labeler.flags import EXIT_CODES_HELP, EXIT_DONE, run_command
@@ -22,6 +28,8 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 
+Partial = Annotated[bool, Parameter(negative=(), help="Export the committed part of an unfinished run; else that is exit 2.")]
+
 
 @app.command
 def coco(
@@ -29,10 +37,10 @@ def coco(
     target: str,
     /,
     *,
-    options: Annotated[CocoOptions | None, Parameter(name="*")] = None,
-    partial: Annotated[bool, Parameter(negative=())] = False,
+    options: Annotated[CocoOptions | None, Parameter(name="*", negative=())] = None,
+    partial: Partial = False,
 ) -> int:
-    """Write one COCO JSON file of all masks: instances of one category, "object", exact, `iscrowd` 0.
+    """Write COCO JSON of all masks: instances of one category, "object", `iscrowd` 0.
 
     Image ids and file names are the run's, annotation ids count from 1, bbox and area are pycocotools' own of the mask;
     predicted_iou and stability_score are kept as extra keys. Images without masks stay, failed images are left out.
@@ -40,22 +48,112 @@ def coco(
 
     ```
     python -m export coco runs/photos photos.json --min-predicted-iou 0.9 --min-area 100
+    python -m export coco runs/photos photos.json --segmentation polygon --val-fraction 0.1
     ```
 
     Args:
         output: The folder that `jobs label` wrote into.
         target: The file to write.
-        partial: Export the committed part of a run that is not finished. Without this, such a run is exit 2.
     """
-    run = read_run(storage.path_to_uri(output))
-    _check_finished(run, partial=partial)
-    path = storage.uri_to_path(target)
-    if path is None:
-        raise OptionsError(f"{target}: this export streams into a local file; write one and copy it there")
-    start = time.perf_counter()
-    report = export_coco(run, path, options=options or CocoOptions())
-    _say_coco(report, path, seconds=time.perf_counter() - start)
-    return EXIT_DONE
+    names: list[str] = []
+
+    def write(run: Run, place: str, *, options: CocoOptions, watch: Watch) -> Report:
+        report, written = export_coco(run, place, options=options, watch=watch)
+        names.extend(written)
+        return report
+
+    code = _export(write, output, target, options=options or CocoOptions(), partial=partial)
+    if len(names) > 1:
+        print(f"in {len(names)} files: {names[0].rpartition('/')[2]} ... {names[-1].rpartition('/')[2]}")
+    return code
+
+
+@app.command
+def yolo(
+    output: str,
+    target: str,
+    /,
+    *,
+    options: Annotated[YoloOptions | None, Parameter(name="*", negative=())] = None,
+    partial: Partial = False,
+) -> int:
+    """Write an Ultralytics YOLO segmentation dataset of one class: data.yaml, images/ and labels/.
+
+    ```
+    python -m export yolo runs/photos yolo/ --val-fraction 0.1 --max-area-ratio 0.95
+    ```
+
+    Args:
+        output: The folder that `jobs label` wrote into.
+        target: The folder to write, new or empty.
+    """
+    return _export(export_yolo, output, target, options=options or YoloOptions(), partial=partial)
+
+
+@app.command
+def sa1b(
+    output: str,
+    target: str,
+    /,
+    *,
+    options: Annotated[Sa1bOptions | None, Parameter(name="*", negative=())] = None,
+    partial: Partial = False,
+) -> int:
+    """Write SA-1B's layout: one JSON beside each picture, with exactly that dataset's fields.
+
+    ```
+    python -m export sa1b runs/photos sa1b/ --images copy
+    ```
+
+    Args:
+        output: The folder that `jobs label` wrote into.
+        target: The folder to write, new or empty.
+    """
+    return _export(export_sa1b, output, target, options=options or Sa1bOptions(), partial=partial)
+
+
+@app.command
+def labelme(
+    output: str,
+    target: str,
+    /,
+    *,
+    options: Annotated[LabelmeOptions | None, Parameter(name="*", negative=())] = None,
+    partial: Partial = False,
+) -> int:
+    """Write a folder that labelme opens, to correct masks by hand: polygons, one JSON beside each picture.
+
+    ```
+    python -m export labelme runs/photos to_correct/ --max-masks-per-image 50
+    ```
+
+    Args:
+        output: The folder that `jobs label` wrote into.
+        target: The folder to write, new or empty.
+    """
+    return _export(export_labelme, output, target, options=options or LabelmeOptions(), partial=partial)
+
+
+@app.command
+def masks(
+    output: str,
+    target: str,
+    /,
+    *,
+    options: Annotated[MasksOptions | None, Parameter(name="*", negative=())] = None,
+    partial: Partial = False,
+) -> int:
+    """Write one 16-bit PNG of instance ids an image: 0 is background, else mask_id + 1; small masks lie on large ones.
+
+    ```
+    python -m export masks runs/photos ids/ --max-mask-iou 0.8
+    ```
+
+    Args:
+        output: The folder that `jobs label` wrote into.
+        target: The folder to write, new or empty.
+    """
+    return _export(export_masks, output, target, options=options or MasksOptions(), partial=partial)
 
 
 @app.command
@@ -64,7 +162,8 @@ def preview(
     target: str,
     /,
     *,
-    options: Annotated[PreviewOptions | None, Parameter(name="*")] = None,
+    options: Annotated[PreviewOptions | None, Parameter(name="*", negative=())] = None,
+    html: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
     """Paint masks over their photos: `contact_sheet.jpg` of all, and one larger picture each in `overlays/`.
 
@@ -73,17 +172,26 @@ def preview(
 
     ```
     python -m export preview runs/photos look/ --limit 100 --columns 10
+    python -m export preview runs/photos look/ --html
     ```
 
     Args:
         output: The folder that `jobs label` wrote into.
         target: The folder to write the pictures into.
+        html: Write `index.html` instead: one page that needs no network, with the run's report, sliders that hide masks
+            by their scores, and every mask's figures under the pointer.
     """
     run = read_run(storage.path_to_uri(output))
     if run.num_missing_shards:
         print(f"{describe_missing(run)}; showing what is committed")
-    report = export_preview(run, storage.path_to_uri(target), options=options or PreviewOptions())
-    print(f"wrote {target.rstrip('/')}/{CONTACT_SHEET}: {report.num_overlays} photos with {report.num_masks} masks", end="")
+    folder, name = storage.path_to_uri(target), target.rstrip("/")
+    if html:
+        page = export_page(run, folder, limit=(options or PreviewOptions()).limit or MAX_IMAGES)
+        what = f"{page.num_images} images with {page.num_masks} masks ({page.num_bytes / 1e6:.1f} MB)"
+        print(f"wrote {name}/{PAGE}: {what}" + (f"; a sample of {run.num_images}" if page.is_sample else ""))
+        return EXIT_DONE
+    report = export_preview(run, folder, options=options or PreviewOptions())
+    print(f"wrote {name}/{CONTACT_SHEET}: {report.num_overlays} photos with {report.num_masks} masks", end="")
     print(f", {report.num_failed} failed images" if report.num_failed else "", end="")
     print(f", {report.num_unreadable} photos that can't be read any more" if report.num_unreadable else "")
     return EXIT_DONE
@@ -92,6 +200,17 @@ def preview(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; returns its exit code."""
     return run_command(app, arguments)
+
+
+def _export(write: Callable[..., Report], output: str, target: str, *, options: SelectionOptions, partial: bool) -> int:
+    """Read the run, write it with progress, say what was written."""
+    run = read_run(storage.path_to_uri(output))
+    _check_finished(run, partial=partial)
+    start_s = time.perf_counter()
+    with show_progress(run.num_images) as watch:
+        report = write(run, storage.path_to_uri(target), options=options, watch=watch)
+    _say(report, target, run, options, seconds=time.perf_counter() - start_s)
+    return EXIT_DONE
 
 
 def _check_finished(run: Run, *, partial: bool) -> None:
@@ -103,13 +222,34 @@ def _check_finished(run: Run, *, partial: bool) -> None:
     print(f"PARTIAL: {describe_missing(run)}; only committed shards are exported")
 
 
-def _say_coco(report: CocoReport, target: Path, *, seconds: float) -> None:
+def _say(report: Report, target: str, run: Run, options: SelectionOptions, *, seconds: float) -> None:
     print(f"wrote {target}: {report.num_masks} masks of {report.num_images} images", end=" ")
     print(f"in {seconds:.1f} s ({report.num_masks / max(seconds, 1e-9):.0f} masks/s)")
-    if report.num_failed or report.num_filtered:
-        print(f"left out: {report.num_failed} failed images, {report.num_filtered} masks below the thresholds")
-    if report.num_turned:
-        print(
-            f"{report.num_turned} images carry an EXIF orientation: their masks fit the photo turned upright, "
-            "so load it with EXIF applied"
-        )
+    if options.val_fraction:
+        print(f"{report.num_images - report.num_val} images to train, {report.num_val} to validate")
+    left_out = [f"{report.num_failed} failed images"] if report.num_failed else []
+    left_out += [f"{report.num_empty} images without masks"] if report.num_empty else []
+    for option, count in report.filtered.items():
+        left_out += [f"{count} masks by --{option.replace('_', '-')}"] if count else []
+    if left_out:
+        print(f"left out: {', '.join(left_out)}")
+    if report.polygon_losses:
+        median, worst = 100 * report.median_polygon_loss, 100 * report.worst_polygon_loss
+        print(f"as polygons masks lose {median:.2f} % of IoU (median; {worst:.2f} % at worst)")
+    if report.num_rle:
+        print(f"{report.num_rle} masks stay run lengths, for no polygon carries them within --max-polygon-loss")
+    if report.num_hidden:
+        print(f"{report.num_hidden} masks can't be seen: smaller ones lie over all of their pixels")
+    if report.num_stale_files:
+        print(f"WARNING: {report.num_stale_files} files of an earlier, larger export stand beside these: delete them")
+    if report.num_pictures_missing:
+        print(f"{report.num_pictures_missing} pictures are not there any more; their labels are written all the same")
+    if report.num_oriented:
+        _say_frame(report.num_oriented, options.frame or ("upright" if run.options.exif == "apply" else "stored"))
+
+
+def _say_frame(num_oriented: int, frame: str) -> None:
+    fits, load = ("the photo turned upright", "with") if frame == "upright" else ("the pixels as stored", "without")
+    other = "stored" if frame == "upright" else "upright"
+    print(f"{num_oriented} images carry an EXIF orientation: their masks fit {fits}, so load it {load} EXIF applied", end=" ")
+    print(f"(or export with --frame {other})")

@@ -1,135 +1,203 @@
-"""A run -> one COCO JSON file of instance masks, streamed. Must not know pixels: the tables already hold COCO's lengths.
+"""A run -> COCO JSON files of instance masks, streamed. Must not know pixels: the tables already hold COCO's run lengths.
 
-    {"info": {...}, "images": [...], "annotations": [...], "categories": [{"id": 1, "name": "object", ...}]}
+    {"info": {...}, "categories": [{"id": 1, "name": "object", ...}], "annotations": [...], "images": [...]}
 
-The images table is read through once, then the masks table, shard by shard, and every row is written as it comes: memory
-does not grow with the run. Nothing but the run and the options goes into the file, so exporting again gives equal bytes.
+The run is read through once, shard by shard. Annotations go to the file as they come, the images' few bytes wait in a
+temporary file until the end: memory does not grow with the run. Nothing but the run and the options goes into a file,
+so exporting again gives equal bytes. Annotation ids count through all files of an export.
 """
 
+import itertools
 import json
-import math
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal, TextIO
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal
 
-import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from export.runs import Run, iterate_rows
+from export.polygons import counts_to_polygons
+from export.runs import Run
+from export.selection import ExportImage, ExportMask, Report, SelectionOptions, Split, Watch, select_images
 from labeler import rle, storage
 from labeler.errors import StorageError
 
 CATEGORY = {"id": 1, "name": "object", "supercategory": "object"}
 """SAM's masks have no classes: everything is an object."""
 
-Segmentation = Literal["rle", "rle-uncompressed"]
+_SPOOL_BYTES = 1 << 24
+
+Segmentation = Literal["rle", "rle-uncompressed", "polygon"]
 
 
-class CocoOptions(BaseModel):
-    """What goes into the file, and how masks are written."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+class CocoOptions(SelectionOptions):
+    """What goes into the files, and how masks are written."""
 
     segmentation: Segmentation = "rle"
-    """How masks are written: 'rle', COCO's compressed run lengths, or 'rle-uncompressed', a list of numbers. Both exact."""
+    """'rle': COCO's compressed run lengths; 'rle-uncompressed': a list of numbers (both exact); 'polygon': outlines."""
 
-    min_predicted_iou: Annotated[float, Field(ge=0.0, le=2.0)] | None = None
-    """Leave out masks whose predicted IoU is lower than this. Not set: none."""
+    max_polygon_loss: Annotated[float, Field(ge=0.0, le=1.0)] = 0.02
+    """The IoU a mask may lose as polygons. More loss, fewer corners; 0 follows every pixel."""
 
-    min_area: Annotated[int, Field(ge=0)] = 0
-    """Leave out masks of fewer pixels than this."""
+    polygon_fallback: Literal["rle", "drop"] = "rle"
+    """What becomes of a mask that no polygon carries within that loss: 'rle' keeps it as run lengths."""
 
-
-@dataclass(slots=True)
-class CocoReport:
-    """What an export wrote and what it left out.
-
-    Attributes:
-        num_images: images written, with masks or without.
-        num_masks: masks written.
-        num_filtered: masks that the options left out.
-        num_failed: images left out because they could not be labeled.
-        num_turned: images whose masks fit the photo turned upright by its EXIF orientation, not the stored pixels.
-    """
-
-    num_images: int = 0
-    num_masks: int = 0
-    num_filtered: int = 0
-    num_failed: int = 0
-    num_turned: int = 0
+    images_per_file: Annotated[int, Field(ge=1)] | None = None
+    """Begin another file after so many images: coco-00000.json, coco-00001.json ... Not set: one file."""
 
 
-def export_coco(run: Run, target: Path, *, options: CocoOptions) -> CocoReport:
-    """Write the committed shards of a run as one COCO file; it has its final name only when it is complete.
+def export_coco(run: Run, target: str, *, options: CocoOptions, watch: Watch | None = None) -> tuple[Report, list[str]]:
+    """Write the committed shards of a run as COCO files; each has its final name only when it is complete.
+
+    With ``val_fraction``, ``coco.json`` becomes ``coco_train.json`` and ``coco_val.json``.
+
+    Returns:
+        What was written and left out, and the places of the files.
 
     Raises:
-        StorageError: a part can't be read, or the file can't be written.
+        OptionsError: the names that were asked for do not fit the run.
+        StorageError: a part can't be read, or a file can't be written.
     """
-    report = CocoReport()
-    with _open_whole(target) as file:
-        file.write('{"info":' + _to_json(_describe_export(run, options)))
-        _write_list(file, "images", _iterate_images(run, report))
-        _write_list(file, "annotations", _iterate_annotations(run, report, options=options))
-        _write_list(file, "categories", iter([CATEGORY]))
-        file.write("}\n")
-    return report
+    report = Report()
+    splits: tuple[Split, ...] = ("train", "val") if options.val_fraction else ("train",)
+    head = _to_json(_describe_export(run, options))
+    with ExitStack() as stack:
+        series = {split: _Series(target, split if options.val_fraction else None, head, options) for split in splits}
+        for one in series.values():
+            stack.enter_context(one.close_on_exit())
+        for image in select_images(run, options=options, report=report, watch=watch):
+            series[image.split].add(image, report)
+    report.num_stale_files = sum(one.count_stale() for one in series.values())
+    return report, [name for one in series.values() for name in one.names]
 
 
-def _iterate_images(run: Run, report: CocoReport) -> Iterator[dict[str, Any]]:
-    columns = ["image_id", "file_name", "width", "height", "exif_orientation", "status"]
-    for row in iterate_rows(run, table="images", columns=columns):
-        if row["status"] != "ok":
-            report.num_failed += 1
-            continue
-        report.num_images += 1
-        report.num_turned += run.options.exif == "apply" and row["exif_orientation"] not in (None, 1)
-        yield {
-            "id": row["image_id"],
-            "file_name": storage.decode_name(row["file_name"]),
-            "width": row["width"],
-            "height": row["height"],
-        }
+class _Series:
+    """The files of one split, one after the other: full ones are closed and get their names at once."""
+
+    def __init__(self, target: str, split: Split | None, head: str, options: CocoOptions) -> None:
+        self._target, self._split, self._head, self._options = target, split, head, options
+        self._num_images = 0
+        self._num_masks_before = 0
+        self._open = ExitStack()
+        self._file: _CocoFile | None = None
+        self.names: list[str] = []
+
+    def add(self, image: ExportImage, report: Report) -> None:
+        """Write an image, and its masks under the next ids."""
+        if self._file is None or self._num_images == self._options.images_per_file:
+            self._begin_file()
+        assert self._file is not None
+        self._num_images += 1
+        first_id = report.num_masks - len(image.masks) + 1
+        segmentations = [_to_segmentation(mask, image, self._options, report) for mask in image.masks]
+        kept = [(m, s) for m, s in zip(image.masks, segmentations, strict=True) if s is not None]
+        report.num_masks -= len(image.masks) - len(kept)
+        self._file.add_image(image)
+        for annotation_id, (mask, segmentation) in enumerate(kept, start=first_id):
+            self._file.add_mask(mask, segmentation, image_id=image.image_id, annotation_id=annotation_id)
+
+    def count_stale(self) -> int:
+        """Files that go on where this series ends: a larger export was written here before."""
+        if self._options.images_per_file is None:
+            return 0
+        numbers = itertools.count(len(self.names))
+        names = (_name_file(self._target, split=self._split, number=number) for number in numbers)
+        return sum(1 for _ in itertools.takewhile(storage.exists, names))
+
+    @contextmanager
+    def close_on_exit(self) -> Iterator[None]:
+        """The last file gets its name if all goes well, and is gone otherwise."""
+        with ExitStack() as stack:
+            stack.push(lambda *error: self._open.__exit__(*error))
+            yield
+            if self._file is None:  # Nothing to write is written too: a split without images is an empty file.
+                self._begin_file()
+
+    def _begin_file(self) -> None:
+        self._open.close()
+        name = _name_file(self._target, split=self._split, number=len(self.names) if self._options.images_per_file else None)
+        self._file = self._open.enter_context(_open_coco(name, self._head))
+        self._num_images = 0
+        self.names.append(name)
 
 
-def _iterate_annotations(run: Run, report: CocoReport, *, options: CocoOptions) -> Iterator[dict[str, Any]]:
-    # Compared as the table holds it: 0.9 as float32 is a little less than 0.9, and a mask of just that is not "lower".
-    # Where nothing is asked nothing may go, and a model may predict less than 0.
-    lowest = -math.inf if options.min_predicted_iou is None else float(np.float32(options.min_predicted_iou))
-    columns = ["image_id", "segmentation", "bbox", "area", "predicted_iou", "stability_score"]
-    to_segmentation = _SEGMENTATIONS[options.segmentation]
-    for row in iterate_rows(run, table="masks", columns=columns):
-        if row["predicted_iou"] < lowest or row["area"] < options.min_area:
-            report.num_filtered += 1
-            continue
-        report.num_masks += 1
-        yield {
-            "id": report.num_masks,
-            "image_id": row["image_id"],
+class _CocoFile:
+    """One COCO file being written."""
+
+    def __init__(self, file: storage.Sink, images: Any) -> None:
+        self._file, self._images = file, images
+        self._separator = self._image_separator = b"\n"
+
+    def add_image(self, image: ExportImage) -> None:
+        """Remember an image for the end of the file."""
+        height, width = image.image_hw
+        record = {"id": image.image_id, "file_name": image.name, "width": width, "height": height}
+        self._images.write(self._image_separator + _to_json(record).encode("ascii"))
+        self._image_separator = b",\n"
+
+    def add_mask(self, mask: ExportMask, segmentation: object, *, image_id: int, annotation_id: int) -> None:
+        """Write an annotation."""
+        record = {
+            "id": annotation_id,
+            "image_id": image_id,
             "category_id": CATEGORY["id"],
-            "segmentation": to_segmentation(row["segmentation"]),
-            "area": row["area"],
-            "bbox": row["bbox"],
+            "segmentation": segmentation,
+            "area": mask.area,
+            "bbox": mask.bbox,
             "iscrowd": 0,
-            "predicted_iou": row["predicted_iou"],
-            "stability_score": row["stability_score"],
+            "predicted_iou": mask.predicted_iou,
+            "stability_score": mask.stability_score,
         }
+        self._file.write(self._separator + _to_json(record).encode("ascii"))
+        self._separator = b",\n"
 
 
-def _keep_compressed(segmentation: dict[str, Any]) -> dict[str, Any]:
-    return segmentation
+@contextmanager
+def _open_coco(name: str, head: str) -> Iterator[_CocoFile]:
+    with tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES) as images, _open_whole(name) as file:
+        file.write(f'{{"info":{head},\n"categories":[\n{_to_json(CATEGORY)}\n],\n"annotations":['.encode("ascii"))
+        yield _CocoFile(file, images)
+        images.seek(0)
+        file.write(b'\n],\n"images":[')
+        shutil.copyfileobj(images, file)
+        file.write(b"\n]}\n")
 
 
-def _uncompress(segmentation: dict[str, Any]) -> dict[str, Any]:
-    return {"size": segmentation["size"], "counts": rle.counts_to_runs(segmentation["counts"]).tolist()}
+@contextmanager
+def _open_whole(name: str) -> Iterator[storage.Sink]:
+    try:
+        with storage.open_whole(name) as file:
+            yield file
+    except (FileNotFoundError, PermissionError) as error:
+        raise StorageError(f"{name} can't be written: {error.strerror or error}") from error
 
 
-_SEGMENTATIONS: dict[Segmentation, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    "rle": _keep_compressed,
-    "rle-uncompressed": _uncompress,
-}
+def _name_file(target: str, *, split: Split | None, number: int | None) -> str:
+    """``coco.json`` -> ``coco_val-00003.json``."""
+    folder, slash, name = target.rpartition("/")
+    path = PurePosixPath(name)
+    ending = (f"_{split}" if split else "") + ("" if number is None else f"-{number:05d}")
+    return folder + slash + path.stem + ending + path.suffix
+
+
+def _to_segmentation(mask: ExportMask, image: ExportImage, options: CocoOptions, report: Report) -> object:
+    """The mask as it stands in the file; None where it is left out."""
+    size = list(image.image_hw)
+    if options.segmentation == "rle":
+        return {"size": size, "counts": mask.counts}
+    if options.segmentation == "rle-uncompressed":
+        return {"size": size, "counts": rle.counts_to_runs(mask.counts).tolist()}
+    polygons = counts_to_polygons(mask.counts, image_hw=image.image_hw, max_loss=options.max_polygon_loss)
+    if polygons is not None:
+        report.count_polygons(polygons.loss)
+        return [ring.ravel().tolist() for ring in polygons.rings]
+    if options.polygon_fallback == "drop":
+        report.filtered["max_polygon_loss"] += 1
+        return None
+    report.num_rle += 1
+    return {"size": size, "counts": mask.counts}
 
 
 def _describe_export(run: Run, options: CocoOptions) -> dict[str, Any]:
@@ -143,31 +211,4 @@ def _describe_export(run: Run, options: CocoOptions) -> dict[str, Any]:
     }
 
 
-def _write_list(file: TextIO, name: str, items: Iterator[dict[str, Any]]) -> None:
-    file.write(f',\n"{name}":[')
-    separator = "\n"
-    for item in items:
-        file.write(separator + _to_json(item))
-        separator = ",\n"
-    file.write("\n]")
-
-
 _to_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
-
-
-@contextmanager
-def _open_whole(target: Path) -> Iterator[TextIO]:
-    """A text file that gets its name when all is written, and leaves nothing behind when that fails."""
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("w", encoding="ascii", newline="\n") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(target)
-    except OSError as error:
-        raise StorageError(f"{target} can't be written: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):  # Renamed, or never made.
-            part.unlink()

@@ -6,12 +6,12 @@ Must not know training formats. Shows a sample spread evenly over the run, faile
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from typing import Annotated, Any, TypeVar
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from export.runs import Run, iterate_rows
+from export.photos import choose_images, join_masks, read_photo
+from export.runs import Row, Run
 from labeler import rle, storage
 from labeler.draw import (
     MAX_JPEG_SIDE_PX,
@@ -23,17 +23,13 @@ from labeler.draw import (
     shrink_to_fit,
 )
 from labeler.errors import ImageError, OptionsError, StorageError
-from labeler.images import decode_image
-from labeler.types import UInt8
 
 CONTACT_SHEET = "contact_sheet.jpg"
 OVERLAYS = "overlays"
+DEFAULT_LIMIT = 60
 
 _OVERLAY_SIDE_PX = 1600
 _TILE_PX = 320
-
-Row = dict[str, Any]
-T = TypeVar("T")
 
 
 class PreviewOptions(BaseModel):
@@ -41,8 +37,8 @@ class PreviewOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    limit: Annotated[int, Field(ge=1, le=1000)] = 60
-    """Show at most this many images, spread evenly over the run."""
+    limit: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """Show at most this many images, spread evenly over the run. Not set: 60, or 1000 with --html."""
 
     columns: Annotated[int, Field(ge=1, le=100)] = 6
     """Images in a row of the contact sheet."""
@@ -72,42 +68,21 @@ def export_preview(run: Run, target: str, *, options: PreviewOptions) -> Preview
         OptionsError: no image is committed yet, or the sheet would be larger than a JPEG file can be.
         StorageError: a part or a photo can't be read, or a picture can't be written.
     """
-    chosen = _choose_images(run, limit=options.limit)
+    chosen = choose_images(run, limit=options.limit or DEFAULT_LIMIT)
     if not chosen:
         raise OptionsError(f"{run.output} has no committed images to show")
     if max(contact_sheet_hw(len(chosen), columns=options.columns, tile_px=_TILE_PX)) > MAX_JPEG_SIDE_PX:
         raise OptionsError(f"{len(chosen)} images in {options.columns} columns do not fit one picture; use more --columns")
     report = PreviewReport()
-    tiles = [_show_image(row, counts, run, target, report=report) for row, counts in _join_masks(run, chosen)]
+    tiles = [_show_image(row, counts, run, target, report=report) for row, counts in _iterate_counts(run, chosen)]
     sheet = contact_sheet(tiles, columns=options.columns, tile_px=_TILE_PX)
     _write(storage.join(target, CONTACT_SHEET), encode_jpeg(sheet))
     return report
 
 
-def _choose_images(run: Run, *, limit: int) -> list[tuple[int, Row]]:
-    """(shard, image row) of a sample spread evenly over the committed images, in order."""
-    columns = ["image_id", "uri", "file_name", "width", "height", "status", "error_kind", "error_message"]
-    shards = _spread(run.shards, limit)
-    rows = [(s, row) for s in shards for row in iterate_rows(run, table="images", columns=columns, shards=[s])]
-    return _spread(rows, limit)
-
-
-def _spread(items: Sequence[T], limit: int) -> list[T]:
-    """At most ``limit`` of the items, evenly spaced, the first one always among them."""
-    if len(items) <= limit:
-        return list(items)
-    return [items[i * len(items) // limit] for i in range(limit)]
-
-
-def _join_masks(run: Run, chosen: Sequence[tuple[int, Row]]) -> Iterator[tuple[Row, list[str]]]:
-    """Each image row with the counts of its masks. Each masks part is read once."""
-    for shard, group in groupby(chosen, key=lambda pair: pair[0]):
-        rows = [row for _, row in group]
-        counts: dict[int, list[str]] = {row["image_id"]: [] for row in rows}
-        for mask in iterate_rows(run, table="masks", columns=["image_id", "segmentation"], shards=[shard]):
-            if mask["image_id"] in counts:
-                counts[mask["image_id"]].append(mask["segmentation"]["counts"])
-        yield from ((row, counts[row["image_id"]]) for row in rows)
+def _iterate_counts(run: Run, chosen: Sequence[tuple[int, Row]]) -> Iterator[tuple[Row, list[str]]]:
+    for row, masks in join_masks(run, chosen):
+        yield row, [mask["segmentation"]["counts"] for mask in masks]
 
 
 def _show_image(row: Row, counts: Sequence[str], run: Run, target: str, *, report: PreviewReport) -> Tile:
@@ -117,7 +92,7 @@ def _show_image(row: Row, counts: Sequence[str], run: Run, target: str, *, repor
         report.num_failed += 1
         return Tile(name, f"{row['error_kind']}: {row['error_message']}")
     try:
-        photo = _read_photo(row, run)
+        photo = read_photo(row, run, max_side_px=_OVERLAY_SIDE_PX)
     except ImageError as error:
         report.num_unreadable += 1
         return Tile(name, f"labeled with {len(counts)} masks, but can't be shown: {error.reason}")
@@ -126,20 +101,6 @@ def _show_image(row: Row, counts: Sequence[str], run: Run, target: str, *, repor
     painted = paint_masks(photo, [rle.counts_to_runs(c) for c in counts], image_hw=(row["height"], row["width"]))
     _write(storage.join(target, OVERLAYS, _name_overlay(row)), encode_jpeg(painted))
     return Tile(name, "1 mask" if len(counts) == 1 else f"{len(counts)} masks", shrink_to_fit(painted, max_side_px=_TILE_PX))
-
-
-def _read_photo(row: Row, run: Run) -> UInt8:
-    """The photo as it was labeled, at most ``_OVERLAY_SIDE_PX`` long. Raises ImageError where it is not that any more."""
-    try:
-        data = storage.read_bytes(row["uri"])
-    except FileNotFoundError as error:
-        raise ImageError("missing", "it is not there any more") from error
-    except PermissionError as error:
-        raise ImageError("forbidden", "permission denied") from error
-    image = decode_image(data, exif=run.options.exif, max_pixels=run.options.max_pixels)
-    if image.hw != (row["height"], row["width"]):
-        raise ImageError("changed", "its size is not what it was when it was labeled")
-    return shrink_to_fit(image.pixels, max_side_px=_OVERLAY_SIDE_PX)
 
 
 def _write(uri: str, data: bytes) -> None:

@@ -5,6 +5,7 @@ Must not know any format: rows leave as plain dictionaries. Holds one part of on
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -12,6 +13,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from labeler import storage, tables
 from labeler.errors import OptionsError, StorageError
 from labeler.options import MaskOptions
+
+Row = dict[str, Any]
+"""One row of a table, by column."""
 
 _ROWS_AT_A_TIME = 1024
 """Rows that are Python objects at once; a part's others stay Arrow's columns, ten times smaller."""
@@ -34,6 +38,7 @@ class _RunRecord(BaseModel):
     num_shards: int
     options: MaskOptions
     model: _ModelRecord
+    plan_sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,7 @@ class Run:
         output: the run's folder.
         options: the mask options it was frozen with.
         model_type, model_sha256: the model it was frozen with.
+        plan_sha256: the hash of the images that were planned.
         num_images, num_shards: what was planned.
         shards: the committed shards, in order; only these count.
     """
@@ -52,6 +58,7 @@ class Run:
     options: MaskOptions
     model_type: str
     model_sha256: str
+    plan_sha256: str
     num_images: int
     num_shards: int
     shards: tuple[int, ...]
@@ -85,6 +92,7 @@ def read_run(output: str) -> Run:
         options=record.options,
         model_type=record.model.model_type,
         model_sha256=record.model.sha256,
+        plan_sha256=record.plan_sha256,
         num_images=record.num_images,
         num_shards=record.num_shards,
         shards=tuple(sorted(tables.list_committed_shards(output))),
@@ -98,7 +106,7 @@ def describe_missing(run: Run) -> str:
 
 def iterate_rows(
     run: Run, *, table: tables.TableName, columns: Sequence[str], shards: Sequence[int] | None = None
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Row]:
     """The rows of a table, in order of image_id (then mask_id), of all committed shards or of these.
 
     Raises:
@@ -111,3 +119,24 @@ def iterate_rows(
             raise StorageError(f"{run.output}/{tables.part_name(table, shard)} can't be read: {error}") from error
         for batch in rows.to_batches(max_chunksize=_ROWS_AT_A_TIME):
             yield from batch.to_pylist()
+
+
+def iterate_images(
+    run: Run, *, columns: Sequence[str], mask_columns: Sequence[str], shards: Sequence[int] | None = None
+) -> Iterator[tuple[Row, list[Row]]]:
+    """Every image with its masks, in order of image_id, of all committed shards or of these.
+
+    Both lists of columns hold ``image_id``. One part of each table is in memory, and one image's masks as rows.
+    """
+    for shard in run.shards if shards is None else shards:
+        masks = groupby(iterate_rows(run, table="masks", columns=mask_columns, shards=[shard]), lambda row: row["image_id"])
+        image_id, group = next(masks, (None, iter(())))
+        for row in iterate_rows(run, table="images", columns=columns, shards=[shard]):
+            if row["image_id"] != image_id:
+                yield row, []
+                continue
+            yield row, list(group)
+            image_id, group = next(masks, (None, iter(())))
+        if image_id is not None:
+            part = tables.part_name("masks", shard)
+            raise StorageError(f"{run.output}/{part} has masks of image {image_id}, which its images part does not")

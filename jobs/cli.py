@@ -3,20 +3,15 @@
 What each command does, in order, is readable here; every step stands in another module.
 """
 
-import csv
-import itertools
-import signal
 import sys
-import tomllib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Group, Parameter
-from cyclopts.config import Dict
 
+from jobs.arguments import complete_retry_failed, parse_kinds, read_config
+from jobs.lease import LeaseHolder
 from jobs.options import JobOptions, Selection
 from jobs.plan import (
     PlannedImage,
@@ -28,15 +23,19 @@ from jobs.plan import (
     read_run,
     read_shard,
 )
-from jobs.report import Watch, describe_report, read_report
-from jobs.shards import Tally, tally_shard
-from jobs.sources import Listing, list_images
+from jobs.refs import Listing
+from jobs.report import Watch, describe_report, read_report, write_failures
+from jobs.shards import Tally
+from jobs.signals import Signals, catch_signals
+from jobs.sources import find_root, list_images
+from jobs.tallies import find_failed_shards, read_tally
 from labeler import storage, tables
 from labeler.checkpoints import CHECKPOINTS
 from labeler.errors import LabelerError, OptionsError, StorageError
 from labeler.flags import EXIT_DONE, EXIT_STOPPED, EXIT_USAGE, MaskFlags, given_options, run_command
 from labeler.models import find_model, read_model_info
 from labeler.options import Preset, resolve_mask_options
+from labeler.stores import find_bucket, parse_store_options, use_store_options
 
 EXIT_TOO_MANY_FAILED = 3
 
@@ -44,6 +43,7 @@ ENGINE = "labeler.engine:Engine"
 """What computes, by import path: workers import it themselves."""
 
 _NUM_TIMED_IMAGES = 3
+_NUM_WORTH_SAYING = 100_000  # Shorter listings are over before anybody wonders.
 
 _EXIT_CODES_HELP = (
     "Exit codes: 0 done; 1 stopped, the same command goes on, or verify found a fault; 2 usage, nothing to do, or a resume "
@@ -73,6 +73,7 @@ def label(
     model: Annotated[str, Parameter(group=_WHERE)],
     config: Annotated[Path | None, Parameter(group=_WHERE)] = None,
     dry_run: Annotated[bool, Parameter(group=_WHERE)] = False,
+    retry_failed: Annotated[str | None, Parameter(group=_CHANGE_NO_MASKS)] = None,
     selection: Annotated[Selection | None, Parameter(name="*", group=_WHICH)] = None,
     preset: Annotated[Preset | None, Parameter(group=_CHANGE_MASKS)] = None,
     mask_flags: Annotated[MaskFlags | None, Parameter(name="*", group=_CHANGE_MASKS)] = None,
@@ -91,16 +92,26 @@ def label(
         model: A folder made by `labeler convert`, its URI, `tiny` (comes with this package), or vit_b, vit_l, vit_h.
         config: A TOML file that sets any option of this page; what is typed wins.
         dry_run: Count the images, time a few, say how long the job would take, and write nothing.
+        retry_failed: Label failed images again, all, or those of these kinds of error: `timeout,worker_died`.
         preset: A named set of the options below: sa1b is how the dataset SA-1B was made. Single options win over it.
     """
     selection, job = selection or Selection(), job or JobOptions()
     given = given_options(mask_flags)
-    resolve_mask_options(given)  # A bad option is said before anything is listed or loaded.
+    resolve_mask_options(given, preset=preset)  # A bad option is said before anything is listed or loaded.
+    kinds = parse_kinds(retry_failed)
     input, place = storage.path_to_uri(input), storage.path_to_uri(output)  # Absolute: workers stand elsewhere.
-    with _catch_signals() as signals:
+    if selection.images_root is not None:
+        selection = selection.model_copy(update={"images_root": storage.path_to_uri(selection.images_root)})
+    places = {
+        "input": find_bucket(find_root(input, selection=selection)),
+        "output": place,
+        "model": model if "://" in model else None,
+    }
+    use_store_options(parse_store_options(job.storage_options, places=places))
+    with catch_signals() as signals, LeaseHolder(place, say=_say) as lease:
         try:
             record = read_run(place)
-            listing = list_images(input, selection=selection) if record is None else None
+            listing = list_images(input, selection=selection, on_progress=_say_progress) if record is None else None
             folder = _find_model(model, record=record, output=place)
             info = read_model_info(folder)
             options = resolve_mask_options(given, preset=preset, model_defaults=info.defaults)
@@ -111,55 +122,71 @@ def label(
                 return _estimate(spec, record=record, listing=listing, output=place, folder=folder, job=job)
             if listing is not None:
                 _say(_describe_listing(listing))
+                lease.take()
+                _refuse_frozen_meanwhile(place)
                 record = freeze_run(place, spec, images_per_shard=job.images_per_shard, listing=listing, model_folder=folder)
             assert record is not None  # It stood, or was frozen just now.
-            return _run(record, output=place, shown=output, job=job, signals=signals)
+            return _run(record, output=place, shown=output, job=job, signals=signals, lease=lease, retry_kinds=kinds)
         except KeyboardInterrupt:
             _say(f"stopped by {signals.received[0].name}; run the same command again to go on")
             return 128 + signals.received[0]
 
 
 @app.command
-def status(output: str, /, *, failures: Path | None = None) -> int:
+def status(output: str, /, *, failures: Path | None = None, storage_options: tuple[str, ...] = ()) -> int:
     """Say how far a run is, from its storage alone: while it runs, after it stopped, from any machine.
 
     Args:
         output: The run's folder.
         failures: A CSV file to write: every image that failed so far, and why.
+        storage_options: KEY=VALUE for fsspec, as `label` takes them.
     """
+    use_store_options(parse_store_options(storage_options, places={"output": output}))
     record = _read_run(output)
     shards = sorted(tables.list_committed_shards(output))
-    tally = sum((tally_shard(output, shard) for shard in shards), Tally())
+    progress = read_report(output, "progress.json")
+    tally = read_tally(output, shards, progress=progress)
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(tally.errors.items()))
     print(f"{tally.num_images} of {record.num_images} images done in {len(shards)} of {record.num_shards} shards")
     print(f"{tally.num_masks} masks; {tally.num_failed} images failed{f': {kinds}' if kinds else ''}")
-    progress = read_report(output, "progress.json")
     if progress is not None:
         print(f"{progress['state']} as of {progress['updated']}, {progress['num_workers']} workers, ", end="")
         print(f"{progress['images_per_s']:.2f} images/s, {progress['masks_per_s']:.1f} masks/s")
     if failures is not None:
-        num_rows = _write_failures(output, shards, failures)
+        num_rows = write_failures(output, shards, failures)
         print(f"wrote {failures}: {num_rows} images")
     return EXIT_DONE
 
 
 @app.command
-def verify(output: str, /) -> int:
+def verify(output: str, /, *, repair: bool = False, storage_options: tuple[str, ...] = ()) -> int:
     """Prove a run whole: every file readable and the one that was written, every image one row, every mask measured again.
 
     Args:
         output: The run's folder.
+        repair: Remove the parts that are at fault, so that `label`, run again, makes them anew.
+        storage_options: KEY=VALUE for fsspec, as `label` takes them.
     """
-    from jobs.verify import find_faults
+    from jobs.verify import find_faults, remove_parts
 
+    use_store_options(parse_store_options(storage_options, places={"output": output}))
     record = _read_run(output)
     num_faults = 0
+    parts: set[str] = set()
+    with LeaseHolder(output, say=_say) as lease:
+        if repair:
+            lease.take()
+        for fault in find_faults(output, record):
+            num_faults += 1
+            parts.update(fault.parts)
+            print(f"fault: {fault}")
+        if repair and parts:
+            remove_parts(output, parts)
     num_done = len(tables.list_committed_shards(output))
     if num_done < record.num_shards:
         print(f"the run is not finished: {num_done} of {record.num_shards} shards are committed")
-    for fault in find_faults(output, record):
-        num_faults += 1
-        print(f"fault: {fault}")
+    if repair and parts:
+        print(f"removed {len(parts)} parts; run the same label command again to make them anew")
     if num_faults:
         print(f"{num_faults} faults in {output}")
         return EXIT_STOPPED
@@ -169,25 +196,42 @@ def verify(output: str, /) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (default: this process's); returns its exit code."""
-    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    tokens = complete_retry_failed(list(sys.argv[1:] if arguments is None else arguments))
     try:
-        app.config = _read_config(tokens)
+        app.config = read_config(tokens)
     except OptionsError as error:
         _say(f"error: {error}")
         return EXIT_USAGE
     return run_command(app, tokens)
 
 
-def _run(record: RunRecord, *, output: str, shown: str, job: JobOptions, signals: "_Signals") -> int:
-    """Label what is not committed yet, report, and judge."""
-    committed = sorted(tables.list_committed_shards(output) & set(range(record.num_shards)))
-    before = sum((tally_shard(output, shard) for shard in committed), Tally())
-    todo = sorted(set(range(record.num_shards)) - set(committed))
+def _run(
+    record: RunRecord,
+    *,
+    output: str,
+    shown: str,
+    job: JobOptions,
+    signals: Signals,
+    lease: LeaseHolder,
+    retry_kinds: frozenset[str],
+) -> int:
+    """Label what is not committed yet, and what failed where that is asked for; report, and judge."""
+    committed = tables.list_committed_shards(output) & set(range(record.num_shards))
+    if len(committed) < record.num_shards or retry_kinds:
+        lease.take()
+        committed = tables.list_committed_shards(output) & set(range(record.num_shards))
+    redone = find_failed_shards(output, committed, kinds=retry_kinds)
+    before = read_tally(output, committed, progress=read_report(output, "progress.json"))
+    todo = sorted((set(range(record.num_shards)) - committed) | set(redone))
+    if redone:
+        storage.delete(storage.join(output, "progress.json"))  # It counts shards that are about to change.
+        num_again = sum(tally.errors.get(kind, 0) for tally in redone.values() for kind in retry_kinds)
+        _say(f"labeling {num_again} failed images of {len(redone)} shards again")
     if committed:
         _say(f"going on: {before.num_images} of {record.num_images} images are done")
     if job.images_per_shard != record.images_per_shard and "images_per_shard" in job.model_fields_set:
         _say(f"--images-per-shard stays {record.images_per_shard}: the plan is frozen")
-    watch = Watch(output, record=record, before=before)
+    watch = Watch(output, record=record, before=before, shards_before=committed, redone=redone)
     if todo:
         from jobs.run import label_shards  # Ray, which no other command needs.
 
@@ -196,7 +240,14 @@ def _run(record: RunRecord, *, output: str, shown: str, job: JobOptions, signals
         try:
             with watch.show():
                 given_up = label_shards(
-                    todo, output=output, options=job, watch=watch, engine=ENGINE, is_stopped=lambda: bool(signals.received)
+                    todo,
+                    output=output,
+                    options=job,
+                    watch=watch,
+                    engine=ENGINE,
+                    lease=lease,
+                    again=dict.fromkeys(redone, retry_kinds),
+                    is_stopped=lambda: bool(signals.received),
                 )
             state = "stopped" if given_up else "finished"
         except LabelerError:
@@ -213,6 +264,11 @@ def _run(record: RunRecord, *, output: str, shown: str, job: JobOptions, signals
     return _judge(watch.tally, record, job)
 
 
+def _refuse_frozen_meanwhile(output: str) -> None:
+    if read_run(output) is not None:
+        raise StorageError(f"another driver has begun a run in {output} meanwhile; run the same command again to go on with it")
+
+
 def _judge(tally: Tally, record: RunRecord, job: JobOptions) -> int:
     if tally.num_images != record.num_images:
         raise RuntimeError(f"the run has {tally.num_images} rows for {record.num_images} images")
@@ -227,11 +283,11 @@ def _estimate(
     spec: RunSpec, *, record: RunRecord | None, listing: Listing | None, output: str, folder: Path, job: JobOptions
 ) -> int:
     """The dry run: a few images timed on this machine, in this process."""
-    from jobs.run import count_usable_cpus
+    from jobs.cluster import count_usable_cpus
     from jobs.worker import ImageLabeler, load_predictor, time_images
 
     if listing is not None:
-        images = [PlannedImage(number, ref) for number, ref in enumerate(listing.refs, start=1)]
+        images = [PlannedImage(number, ref) for number, ref in enumerate(listing.read_refs(), start=1)]
         _say(_describe_listing(listing))
     else:
         assert record is not None  # There is a listing, or a run that needs none.
@@ -244,7 +300,14 @@ def _estimate(
     step = max(1, len(images) // _NUM_TIMED_IMAGES)
     _say("timing a few images ...")
     predictor = load_predictor(folder, options=spec.options, threads=job.cpus_per_worker, engine=ENGINE)
-    labeler = ImageLabeler(spec.input, options=spec.options, predictor=predictor, retries=job.retries)
+    root = find_root(spec.input, selection=spec.selection)
+    labeler = ImageLabeler(
+        root,
+        options=spec.options,
+        predictor=predictor,
+        retries=job.retries,
+        image_column=spec.selection.image_column,
+    )
     seconds_an_image = time_images(labeler, images[::step][:_NUM_TIMED_IMAGES])
     num_workers = max(1, count_usable_cpus() // job.cpus_per_worker) if job.workers == "auto" else job.workers
     total_s = len(images) * seconds_an_image / num_workers
@@ -268,74 +331,16 @@ def _read_run(output: str) -> RunRecord:
     return record
 
 
-def _write_failures(output: str, shards: Sequence[int], target: Path) -> int:
-    columns = ["image_id", "file_name", "uri", "error_kind", "error_message"]
-    rows = (
-        row
-        for shard in shards
-        for row in tables.read_part(output, table="images", number=shard, columns=columns).to_pylist()
-        if row["error_kind"] is not None
-    )
-    num_rows = 0
-    try:
-        with target.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            for row in rows:
-                writer.writerow(row)
-                num_rows += 1
-    except OSError as error:
-        raise StorageError(f"{target} can't be written: {error.strerror}") from error
-    return num_rows
-
-
-def _read_config(tokens: Sequence[str]) -> list[Dict]:
-    """What ``--config`` names, for cyclopts to put below what is typed."""
-    path = next((b for a, b in itertools.pairwise(tokens) if a == "--config"), None)
-    path = next((token.partition("=")[2] for token in tokens if token.startswith("--config=")), path)
-    if path is None:
-        return []
-    try:
-        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise OptionsError(f"--config: can't read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise OptionsError(f"--config: {path} is not TOML: {error}") from error
-    return [Dict(content, use_commands_as_keys=False, allow_unknown=False, source=path)]
-
-
 def _describe_listing(listing: Listing) -> str:
     skipped = ", ".join(f"{count} {kind}" for kind, count in listing.skipped.items())
-    text = f"{len(listing.refs)} images to label"
+    text = f"{listing.num_images} images to label"
     text += f"; {listing.num_not_selected} more are not selected" if listing.num_not_selected else ""
     return text + (f"; skipped, for they are no images by name: {skipped}" if skipped else "")
 
 
-@dataclass(slots=True)
-class _Signals:
-    """SIGINT and SIGTERM, in the order in which they came. They raise KeyboardInterrupt, unless they are only noted."""
-
-    received: list[signal.Signals] = field(default_factory=list)
-    only_noted: bool = False
-
-
-@contextmanager
-def _catch_signals() -> Iterator[_Signals]:
-    """Catch SIGINT and SIGTERM while this lasts. A second one ends the process at once."""
-    signals = _Signals()
-
-    def interrupt(number: int, _frame: object) -> None:
-        signals.received.append(signal.Signals(number))
-        signal.signal(number, signal.SIG_DFL)
-        if not signals.only_noted:
-            raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield signals
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _say_progress(num_images: int) -> None:
+    if num_images >= _NUM_WORTH_SAYING:
+        _say(f"{num_images} images found so far ...")
 
 
 def _say(text: str) -> None:

@@ -1,7 +1,8 @@
 """What a worker tells while it labels a shard. Must not know who tells or who listens: these travel between processes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from jobs.lease import ProcessName
 from jobs.shards import Tally
 
 
@@ -24,11 +25,12 @@ class ImageDone:
 
 @dataclass(frozen=True, slots=True)
 class ShardCommitted:
-    """A shard counts from now on."""
+    """A shard counts from now on. ``kept`` is the part of its tally that stood before and was not labeled again."""
 
     shard: int
     tally: Tally
     peak_memory_bytes: int
+    kept: Tally = field(default_factory=Tally)
 
 
 Event = ImageStarted | ImageDone | ShardCommitted
@@ -36,7 +38,14 @@ Event = ImageStarted | ImageDone | ShardCommitted
 
 @dataclass(frozen=True, slots=True)
 class WorkerInfo:
-    """Where a worker runs."""
+    """Where a worker runs, and the most memory it has held by the time it could label. ``node`` is the cluster's name."""
 
     host: str
-    pid: int
+    process: ProcessName
+    peak_memory_bytes: int
+    node: str = ""
+
+    @property
+    def pid(self) -> int:
+        """The number of its process."""
+        return self.process.pid

@@ -25,11 +25,15 @@ class Assignment:
         shard: its number.
         verdicts: images that are errors without being touched again, by id.
         careful: one image at a time, because a worker died with this shard before.
+        attempt: its number in this run of the driver; no other assignment has it.
+        again: where the shard stands already: the kinds of error whose images are labeled again, the others kept.
     """
 
     shard: int
     verdicts: Mapping[int, ImageError] = field(default_factory=dict)
     careful: bool = False
+    attempt: int = field(default=0, compare=False)
+    again: frozenset[str] = frozenset()
 
 
 class ShardLedger:
@@ -38,11 +42,15 @@ class ShardLedger:
     Args:
         shards: their numbers, in the order in which they are begun.
         retries: how many workers may die with a shard, and no image of it in work, after the first.
+        again: for shards that stand already, which kinds of error are labeled again.
     """
 
-    def __init__(self, shards: Sequence[int], *, retries: int) -> None:
+    def __init__(self, shards: Sequence[int], *, retries: int, again: Mapping[int, frozenset[str]] | None = None) -> None:
         self._waiting = deque(shards)
         self._retries = retries
+        self._again = dict(again or {})
+        self._num_attempts = 0
+        self._attempts: Counter[int] = Counter()
         self._unexplained_deaths: Counter[int] = Counter()
         self._deaths_of_images: Counter[int] = Counter()
         self._verdicts: dict[int, dict[int, ImageError]] = defaultdict(dict)
@@ -58,10 +66,27 @@ class ShardLedger:
         if not self._waiting:
             return None
         shard = self._waiting.popleft()
-        return Assignment(shard, verdicts=dict(self._verdicts.get(shard, {})), careful=shard in self._careful)
+        self._num_attempts += 1
+        self._attempts[shard] += 1
+        return Assignment(
+            shard,
+            verdicts=dict(self._verdicts.get(shard, {})),
+            careful=shard in self._careful,
+            attempt=self._num_attempts,
+            again=self._again.get(shard, frozenset()),
+        )
 
-    def put_back(self, shard: int) -> None:
-        """Its worker was left out, for no fault of the shard."""
+    def take_suspects(self) -> list[int]:
+        """The shards that more than one worker had, each named once: two may have written them."""
+        suspects = [shard for shard, count in self._attempts.items() if count > 1 and shard not in self.given_up]
+        for shard in suspects:
+            del self._attempts[shard]
+        return sorted(suspects)
+
+    def put_back(self, shard: int, *, anew: bool = False) -> None:
+        """Its worker was left out, its machine is gone, or its parts do not fit: for no fault of the shard."""
+        if anew:
+            self._again.pop(shard, None)  # What stood of it is worth nothing.
         self._waiting.append(shard)
 
     def put_back_after_death(self, shard: int, *, images_in_work: Sequence[int]) -> None:

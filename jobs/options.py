@@ -4,11 +4,12 @@ Must not know how a mask is made: what changes one lives in ``labeler.options``.
 is about and is frozen at its first start; ``JobOptions`` may change at every resume.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 _Count = Annotated[int, Field(ge=1)]
+_TRIES_OF_A_MINUTE = 8
 
 
 class Selection(BaseModel):
@@ -31,6 +32,15 @@ class Selection(BaseModel):
     seed: int = 0
     """Another seed draws another --sample."""
 
+    images_root: str | None = None
+    """Where the names in a list or COCO file begin. Not set: in the folder that the list itself is in."""
+
+    keep_columns: tuple[str, ...] = ()
+    """A column of a list, COCO file or Parquet file to carry into the images table, as text. May be repeated."""
+
+    image_column: str | None = None
+    """The column of Parquet files that holds the images, where there are several and none is called image."""
+
 
 class JobOptions(BaseModel):
     """How a run is spread over machines and what it puts up with. Changes the speed, never a mask."""
@@ -40,6 +50,12 @@ class JobOptions(BaseModel):
     workers: _Count | Literal["auto"] = "auto"
     """Processes that label side by side, each with its own model in memory. 'auto' fills all CPUs there are."""
 
+    min_workers: _Count | None = None
+    """With --workers auto: ask for so many even where there is no room yet, so that a cluster that can grow does."""
+
+    max_workers: _Count | None = None
+    """With --workers auto: ask for so many and never more, instead of as many as there is room for now."""
+
     cpus_per_worker: _Count = 1
     """CPU threads one worker computes with. Fewer and wider workers need less memory; narrow ones are faster in sum."""
 
@@ -47,7 +63,7 @@ class JobOptions(BaseModel):
     """Images committed together: what is lost at most when a worker dies. Frozen with the plan; a resume keeps its size."""
 
     retries: Annotated[int, Field(ge=0)] = 3
-    """How often a shard is tried again after its worker died, and a storage call after it failed, before giving up."""
+    """How often a shard is tried again after its worker died. Storage calls are tried for a minute; with 0 only once."""
 
     image_timeout: Annotated[float, Field(gt=0)] | None = None
     """Seconds after which an image that is still in work becomes an error row (timeout). Not set: images take their time."""
@@ -55,5 +71,20 @@ class JobOptions(BaseModel):
     max_error_rate: Annotated[float, Field(ge=0, le=1)] = 0.05
     """The part of the images that may fail before a finished job exits with 3 instead of 0."""
 
+    storage_options: Annotated[tuple[str, ...], Field(repr=False, exclude=True)] = ()
+    """KEY=VALUE for fsspec, such as anon=true or output.endpoint_url=http://minio:9000, everywhere or for input, output,
+    model or a URL. May be repeated. Never written down: a resume must give them again."""
+
     points_per_batch: _Count = 64
     """Accepted because SAM's own command has it, without effect: the model folder fixes the prompts per call."""
+
+    @property
+    def storage_retries(self) -> int:
+        """How often a storage call that failed is tried again: the pauses between so many add up to a minute."""
+        return max(self.retries, _TRIES_OF_A_MINUTE) if self.retries else 0
+
+    @model_validator(mode="after")
+    def _min_is_not_more_than_max(self) -> Self:
+        if self.min_workers is not None and self.max_workers is not None and self.min_workers > self.max_workers:
+            raise ValueError(f"min_workers {self.min_workers} is more than max_workers {self.max_workers}")
+        return self

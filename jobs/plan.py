@@ -9,15 +9,16 @@ import functools
 import hashlib
 import importlib.metadata
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from jobs.options import Selection
-from jobs.sources import ImageRef, Listing
+from jobs.refs import ImageRef, Listing, batch_to_refs
 from labeler import storage, tables
 from labeler.errors import OptionsError, StorageError
 from labeler.models import ModelInfo, model_sha256, read_model_info
@@ -108,12 +109,12 @@ def freeze_run(output: str, spec: RunSpec, *, images_per_shard: int, listing: Li
     if tables.list_parts(output, table="masks") or tables.list_parts(output, table="images"):
         raise OptionsError(f"{output} holds masks or images parts but no run.json; name an empty --output")
     _copy_model(model_folder, output)
-    parts = tuple(_write_plan(output, listing.refs, images_per_shard=images_per_shard))
+    parts = tuple(write_plan(output, listing, images_per_shard=images_per_shard))
     record = RunRecord(
         **dict(spec),
         schema_version=tables.SCHEMA_VERSION,
         images_per_shard=images_per_shard,
-        num_images=len(listing.refs),
+        num_images=listing.num_images,
         num_shards=sum(part.num_shards for part in parts),
         skipped=dict(listing.skipped),
         fingerprint=fingerprint(spec.options, model_sha256=spec.model.sha256),
@@ -165,8 +166,10 @@ def read_shard(output: str, record: RunRecord, shard: int) -> list[PlannedImage]
     number = bisect.bisect_right([part.first_shard for part in record.plan], shard) - 1
     rows = _read_plan_part(output, number)
     begin = (shard - record.plan[number].first_shard) * record.images_per_shard
-    found = rows.slice(begin, record.images_per_shard).to_pylist()
-    return [_row_to_image(row) for row in found if row["shard"] == shard]
+    chosen = rows.slice(begin, record.images_per_shard)
+    chosen = chosen.filter(pc.equal(chosen["shard"], shard)).combine_chunks()
+    refs = (ref for batch in chosen.to_batches() for ref in batch_to_refs(batch))
+    return [PlannedImage(image_id, ref) for image_id, ref in zip(chosen["image_id"].to_pylist(), refs, strict=True)]
 
 
 def _compare(record: RunRecord, spec: RunSpec) -> Iterator[str]:
@@ -199,40 +202,42 @@ def _copy_model(folder: Path, output: str) -> None:
         storage.write_bytes(storage.join(output, "model", name), storage.read_bytes(str(folder / name)))
 
 
-def _write_plan(output: str, refs: Sequence[ImageRef], *, images_per_shard: int) -> Iterator[PlanPart]:
-    """Parts of whole shards, each shard's rows one after the other."""
+def write_plan(output: str, listing: Listing, *, images_per_shard: int) -> Iterator[PlanPart]:
+    """Parts of whole shards, each shard's rows one after the other; no more than one part is held at a time."""
     shards_per_part = max(1, _IMAGES_PER_PLAN_PART // images_per_shard)
     images_per_part = shards_per_part * images_per_shard
-    for number, begin in enumerate(range(0, len(refs), images_per_part)):
-        chosen = refs[begin : begin + images_per_part]
-        rows = [
-            _image_to_row(ref, image_id=index + 1, shard=index // images_per_shard)
-            for index, ref in enumerate(chosen, start=begin)
-        ]
-        batch = pa.RecordBatch.from_pylist(rows, schema=tables.PLAN_SCHEMA)
+    for number, refs in enumerate(_cut(listing.source, num_rows=images_per_part)):
+        index = pa.array(range(number * images_per_part, number * images_per_part + refs.num_rows), pa.int64())
+        ids = {"image_id": pc.add(index, 1), "shard": pc.divide(index, images_per_shard)}
+        columns = [ids[name] if name in ids else refs[name].combine_chunks() for name in tables.PLAN_SCHEMA.names]
+        batch = pa.RecordBatch.from_arrays(columns, schema=tables.PLAN_SCHEMA)
         data = tables.encode_part([batch], table="plan", metadata={})
         storage.write_bytes(storage.join(output, tables.part_name("plan", number)), data)
         yield PlanPart(
             first_shard=number * shards_per_part,
-            num_shards=-(-len(chosen) // images_per_shard),
-            num_images=len(chosen),
+            num_shards=-(-refs.num_rows // images_per_shard),
+            num_images=refs.num_rows,
             sha256=hashlib.sha256(data).hexdigest(),
         )
+
+
+def _cut(batches: Iterable[pa.RecordBatch], *, num_rows: int) -> Iterator[pa.Table]:
+    """The same rows in tables of this length, but for the last."""
+    held: list[pa.RecordBatch] = []
+    for batch in batches:
+        held.append(batch)
+        while sum(part.num_rows for part in held) >= num_rows:
+            table = pa.Table.from_batches(held)
+            yield table.slice(0, num_rows)
+            held = table.slice(num_rows).to_batches()
+    if any(part.num_rows for part in held):
+        yield pa.Table.from_batches(held)
 
 
 @functools.lru_cache(maxsize=2)
 def _read_plan_part(output: str, number: int) -> pa.Table:
     """A frozen part, so it may be kept: neighbouring shards are read from the same one."""
     return tables.read_part(output, table="plan", number=number)
-
-
-def _image_to_row(ref: ImageRef, *, image_id: int, shard: int) -> dict[str, Any]:
-    columns = {name: getattr(ref, name) for name in ImageRef.__slots__}
-    return {"image_id": image_id, "shard": shard, **columns}
-
-
-def _row_to_image(row: dict[str, Any]) -> PlannedImage:
-    return PlannedImage(row["image_id"], ImageRef(**{name: row[name] for name in ImageRef.__slots__}))
 
 
 def _read_tool_versions() -> dict[str, str]:

@@ -3,14 +3,16 @@
 Must not know Ray or how shards are labeled: it is told about images and shards as they are done.
 """
 
+import csv
 import json
 import logging
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -20,7 +22,8 @@ from rich.text import Text
 from jobs.events import ImageDone, ShardCommitted
 from jobs.plan import RunRecord
 from jobs.shards import STAGES, Tally
-from labeler import storage
+from jobs.tallies import ShardSet, describe_counted
+from labeler import storage, tables
 from labeler.errors import StorageError
 
 logger = logging.getLogger(__name__)
@@ -36,15 +39,31 @@ class Watch:
         output: the run's folder; ``progress.json`` is written there every few seconds.
         record: the run.
         before: the tally of the shards that were committed before this process started.
+        shards_before: these shards.
+        redone: of these the ones whose failed images are labeled again, and their tallies, which count until they are.
     """
 
-    def __init__(self, output: str, *, record: RunRecord, before: Tally) -> None:
+    def __init__(
+        self,
+        output: str,
+        *,
+        record: RunRecord,
+        before: Tally,
+        shards_before: Collection[int] = (),
+        redone: Mapping[int, Tally] | None = None,
+    ) -> None:
         self._output = output
         self._record = record
         self._before = before
+        self._num_before = before.num_images
         self._start_s = time.monotonic()
         self._working_since_s: float | None = None
         self._now = Tally()
+        self._labeled = Tally()
+        self._redone = dict(redone or {})
+        self._num_again = sum(tally.num_failed for tally in self._redone.values())
+        self._shards = ShardSet(record.num_shards, set(shards_before) - set(self._redone))
+        self._suspects: dict[int, Tally | None] = {}
         self._in_work: dict[int, Tally] = defaultdict(Tally)
         self._num_workers = 0
         self._peak_memory_bytes = 0
@@ -56,6 +75,18 @@ class Watch:
     def tally(self) -> Tally:
         """All committed images of the run, earlier ones too."""
         return self._before + self._now
+
+    @property
+    def num_todo(self) -> int:
+        """Images to label when this process started."""
+        return self._record.num_images - self._num_before + self._num_again
+
+    def say(self, text: str) -> None:
+        """A line for people."""
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
 
     @contextmanager
     def show(self) -> Iterator["Watch"]:
@@ -72,24 +103,38 @@ class Watch:
     def count_image(self, shard: int, done: ImageDone) -> None:
         """An image of a shard in work has its row."""
         errors = {} if done.error_kind is None else {done.error_kind: 1}
-        self._in_work[shard] += Tally(num_images=1, num_masks=done.num_masks, errors=errors)
+        if shard not in self._redone:  # Else it counts already, until the shard is committed anew.
+            self._in_work[shard] += Tally(num_images=1, num_masks=done.num_masks, errors=errors)
         if done.log is not None:
             logger.error("image %d failed inside this program:\n%s", done.image_id, done.log)
 
-    def count_shard(self, committed: ShardCommitted) -> None:
+    def count_shard(self, committed: ShardCommitted, *, worker: str = "") -> None:
         """A shard is committed."""
         self._in_work.pop(committed.shard, None)
-        self._now += committed.tally
-        self._peak_memory_bytes = max(self._peak_memory_bytes, committed.peak_memory_bytes)
         tally = committed.tally
-        logger.info(
-            "shard %d committed: %d images, %d failed, %d masks",
-            committed.shard, tally.num_images, tally.num_failed, tally.num_masks,
-        )  # fmt: skip
+        self._before -= self._redone.pop(committed.shard, Tally())
+        self._now += tally
+        self._labeled += tally - committed.kept
+        self._shards.add(committed.shard)
+        if committed.shard in self._suspects:
+            self._suspects[committed.shard] = tally
+        self._peak_memory_bytes = max(self._peak_memory_bytes, committed.peak_memory_bytes)
+        if self._bar is None:
+            where = f", by {worker}" if worker else ""
+            counts = f"{tally.num_images} images, {tally.num_failed} failed, {tally.num_masks} masks"
+            self.say(f"shard {committed.shard} committed: {counts}{where}")
+
+    def forget_shard(self, shard: int) -> None:
+        """A shard that more than one worker had was counted, but does not count any more."""
+        tally = self._suspects.get(shard)
+        if tally is not None:
+            self._now -= tally
+            self._shards.discard(shard)
 
     def drop_shard(self, shard: int) -> None:
         """What was done of a shard in work is lost."""
         self._in_work.pop(shard, None)
+        self._suspects.setdefault(shard, None)
 
     def tick(self, *, num_workers: int) -> None:
         """Show and save how it stands, where that is due."""
@@ -102,7 +147,7 @@ class Watch:
         elif now_s >= self._line_due_s:
             self._line_due_s = now_s + _SECONDS_BETWEEN_LINES
             seen = self._count_seen()
-            print(f"{seen.num_images}/{self._record.num_images} images, {self.describe_rates()}", file=sys.stderr, flush=True)
+            self.say(f"{seen.num_images}/{self._record.num_images} images, {self.describe_rates()}")
         if now_s >= self._file_due_s:
             self._file_due_s = now_s + _SECONDS_BETWEEN_FILES
             self.save("running")
@@ -111,16 +156,21 @@ class Watch:
         """One line: speed, failures, time left."""
         seconds = self._measure_work_s()
         seen = self._count_seen()
-        here = seen.num_images - self._before.num_images
-        left = (self._record.num_images - seen.num_images) * seconds / here if here else None
+        here = sum(self._in_work.values(), self._labeled)
+        left = (self.num_todo - here.num_images) * seconds / here.num_images if here.num_images else None
         return (
-            f"{here / seconds:.2f} images/s, {(seen.num_masks - self._before.num_masks) / seconds:.1f} masks/s, "
+            f"{here.num_images / seconds:.2f} images/s, {here.num_masks / seconds:.1f} masks/s, "
             f"{seen.num_failed} failed, {'starting' if left is None else describe_duration(left) + ' left'}"
         )
 
     def save(self, state: str) -> None:
         """Write ``progress.json``. That it can't be written is said, not fatal: the masks matter."""
-        content = {**self.make_report(state), "num_images_in_work": self._count_seen().num_images - self.tally.num_images}
+        counted = self.tally - sum(self._redone.values(), Tally())
+        content = {
+            **self.make_report(state),
+            "num_images_in_work": self._count_seen().num_images - self.tally.num_images,
+            "counted": describe_counted(counted, self._shards),
+        }
         _write_json(self._output, "progress.json", content)
 
     def finish(self, state: str) -> dict[str, Any]:
@@ -136,7 +186,7 @@ class Watch:
         Counts and stages are the whole run's; rates are this process's own, from the moment a worker was ready.
         """
         work_s = self._measure_work_s()
-        tally, here = self.tally, self._now
+        tally, here = self.tally, self._labeled
         labeled = max(1, tally.num_images - tally.num_failed)
         return {
             "schema_version": self._record.schema_version,
@@ -214,6 +264,28 @@ def read_report(output: str, name: str) -> dict[str, Any] | None:
     except (FileNotFoundError, ValueError):
         return None
     return content
+
+
+def write_failures(output: str, shards: Sequence[int], target: Path) -> int:
+    """A CSV file of the images that failed in these committed shards; gives their number."""
+    columns = ["image_id", "file_name", "uri", "error_kind", "error_message"]
+    rows = (
+        row
+        for shard in shards
+        for row in tables.read_part(output, table="images", number=shard, columns=columns).to_pylist()
+        if row["error_kind"] is not None
+    )
+    num_rows = 0
+    try:
+        with target.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            for row in rows:
+                writer.writerow(row)
+                num_rows += 1
+    except OSError as error:
+        raise StorageError(f"{target} can't be written: {error.strerror}") from error
+    return num_rows
 
 
 def _write_json(output: str, name: str, content: Mapping[str, Any]) -> None:

@@ -5,7 +5,8 @@ its masks, each mask the box, area and size that pycocotools finds in its run le
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from jobs.plan import PlannedImage, RunRecord, read_shard
@@ -18,17 +19,38 @@ _TABLES: tuple[tables.TableName, ...] = ("plan", "masks", "images")
 _FROM_PLAN = ("image_id", "uri", "file_name", "source_id", "size_bytes", "etag")
 
 
-def find_faults(output: str, record: RunRecord) -> Iterator[str]:
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Something that is wrong with a run: a sentence, and the parts to remove so that a rerun mends it."""
+
+    text: str
+    parts: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def find_faults(output: str, record: RunRecord) -> Iterator[Fault]:
     """Each thing that is wrong with a run, as a sentence that names the file. Nothing where the run is whole."""
     plan_faults = list(_check_plan(output, record))
-    yield from plan_faults
-    yield from _check_model(output, record)
+    yield from map(Fault, plan_faults)
+    yield from map(Fault, _check_model(output, record))
     for table in _TABLES:
         yield from _check_names(output, record, table)
     if plan_faults:
         return  # Without the plan nobody can say which rows are right.
     for shard in range(record.num_shards):
-        yield from _check_shard(output, record, shard)
+        # The images part first: from then on the shard does not count.
+        parts = (tables.part_name("images", shard), tables.part_name("masks", shard))
+        for text in _check_shard(output, record, shard):
+            yield Fault(text, parts)
+
+
+def remove_parts(output: str, parts: Iterable[str]) -> None:
+    """Take away what ``find_faults`` named, so that the next run makes it again."""
+    storage.delete(storage.join(output, "progress.json"))  # It counts what is about to go.
+    for name in sorted(parts):  # "images" sorts before "masks": without its images part a shard does not count.
+        storage.delete(storage.join(output, *name.split("/")))
 
 
 def _check_plan(output: str, record: RunRecord) -> Iterator[str]:
@@ -53,7 +75,7 @@ def _check_model(output: str, record: RunRecord) -> Iterator[str]:
         yield f"{output}/model: {error}"
 
 
-def _check_names(output: str, record: RunRecord, table: tables.TableName) -> Iterator[str]:
+def _check_names(output: str, record: RunRecord, table: tables.TableName) -> Iterator[Fault]:
     """Every file of a table's folder is one of its parts: readers of the folder take whatever lies there."""
     num_parts = len(record.plan) if table == "plan" else record.num_shards
     try:
@@ -63,7 +85,9 @@ def _check_names(output: str, record: RunRecord, table: tables.TableName) -> Ite
     expected = {tables.part_name(table, number).removeprefix(f"{table}/") for number in range(num_parts)}
     for name in names:
         if name not in expected and not name.startswith("."):  # Dotfiles are no data: a killed writer may leave one.
-            yield f"{table}/{name} is not a part of this run"
+            # What is no part by its name may be dear to someone.
+            is_ours = table != "plan" and tables.parse_part_name(name) is not None
+            yield Fault(f"{table}/{name} is not a part of this run", (f"{table}/{name}",) if is_ours else ())
 
 
 def _check_shard(output: str, record: RunRecord, shard: int) -> Iterator[str]:
@@ -80,7 +104,7 @@ def _check_shard(output: str, record: RunRecord, shard: int) -> Iterator[str]:
             yield str(error)
             continue
         sha256[table] = hashlib.sha256(data).hexdigest()
-        if not parts[table].schema.equals(tables.SCHEMAS[table]):
+        if not parts[table].schema.equals(tables.make_schema(table, kept=record.selection.keep_columns)):
             yield f"{name} has other columns than schema version {tables.SCHEMA_VERSION}"
             del parts[table]
     if len(parts) < 2:

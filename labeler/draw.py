@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from io import BytesIO
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image as PillowImage
 from PIL import ImageDraw, ImageFont
 
 from labeler import rle
-from labeler.types import Bool, Float32, Size, UInt8, UInt32
+from labeler.types import Bool, Float32, Int64, Size, UInt8, UInt32
+
+UInt16 = NDArray[np.uint16]
 
 FILL_ALPHA = 0.38
 """How much of a mask's colour covers the photo: enough to tell neighbours apart, little enough to judge the edges."""
@@ -68,7 +71,7 @@ def paint_masks(pixels: UInt8, masks: Sequence[UInt32], *, image_hw: Size | None
     painted = pixels.copy()
     areas = np.array([runs[1::2].sum(dtype=np.int64) for runs in masks])
     for index in np.argsort(-areas, kind="stable"):
-        mask = _sample_mask(rle.runs_to_mask(masks[index], image_hw=image_hw or picture_hw), picture_hw=picture_hw)
+        mask = sample_mask(rle.runs_to_mask(masks[index], image_hw=image_hw or picture_hw), picture_hw=picture_hw)
         box = _find_box(mask)
         if box is not None:
             _paint_mask(painted[box], pixels[box], mask[box], color=mask_color(int(index)), line_px=line_px)
@@ -129,6 +132,13 @@ def encode_jpeg(pixels: UInt8, *, quality: int = 88) -> bytes:
     return buffer.getvalue()
 
 
+def encode_ids(ids: UInt16) -> bytes:
+    """(H, W) uint16 -> the bytes of a gray PNG file of 16 bits."""
+    buffer = BytesIO()
+    PillowImage.fromarray(ids).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def _font_px(tile_px: int) -> int:
     return max(11, round(tile_px / 21))
 
@@ -141,13 +151,16 @@ def _gap_px(tile_px: int) -> int:
     return max(4, tile_px // 26)
 
 
-def _sample_mask(mask: Bool, *, picture_hw: Size) -> Bool:
+def sample_positions(full: int, *, num_samples: int) -> Int64:
+    """Which of ``full`` pixels in a line lie at the middle of the pixels of a smaller copy."""
+    return ((np.arange(num_samples) + 0.5) * (full / num_samples)).astype(np.int64)
+
+
+def sample_mask(mask: Bool, *, picture_hw: Size) -> Bool:
     """The mask at another size: the value at the middle of each pixel."""
     if mask.shape == picture_hw:
         return mask
-    rows, columns = (
-        ((np.arange(side) + 0.5) * (full / side)).astype(np.int64) for side, full in zip(picture_hw, mask.shape, strict=True)
-    )
+    rows, columns = (sample_positions(full, num_samples=side) for side, full in zip(picture_hw, mask.shape, strict=True))
     sampled: Bool = mask[np.ix_(rows, columns)]
     return sampled
 

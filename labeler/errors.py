@@ -4,6 +4,7 @@
     ├── OptionsError   the person who typed the command: an unknown, malformed or contradictory option
     ├── ImageError     nobody: this image can't be read or labeled; it leaves a row that says why, the job goes on
     ├── StorageError   who runs the storage: it does not answer, refuses, or is full; retried, then the job stops, resumable
+    │   └── StorageRefusedError   the same, where trying again is no use: credentials expired, bucket gone, disk full
     └── ModelError     who prepared the model: it can't be read, compiled or run here
 
 Must not know what raised them: each seam translates its library's own exceptions, chained with ``from``.
@@ -40,6 +41,10 @@ class OptionsError(LabelerError):
 
 class StorageError(LabelerError):
     """The store does not answer, refuses or is full. Never an image's fault."""
+
+
+class StorageRefusedError(StorageError):
+    """The store answers, and will answer the same again: credentials not accepted, bucket gone, disk full. Not retried."""
 
 
 class ModelError(LabelerError):

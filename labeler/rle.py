@@ -58,6 +58,15 @@ def runs_to_mask(runs: UInt32, *, image_hw: Size) -> Bool:
     return np.repeat(values, runs).reshape(image_hw[::-1]).T
 
 
+def runs_to_crop(runs: UInt32, *, image_hw: Size, box_xywh: tuple[int, int, int, int]) -> Bool:
+    """Run lengths -> the (h, w) bool of a box alone, without the whole mask ever being there."""
+    (height, _), (x, y, w, h) = image_hw, box_xywh
+    ends = np.clip(np.cumsum(runs, dtype=np.int64), x * height, (x + w) * height)
+    columns = np.repeat(np.arange(len(runs)) % 2 == 1, np.diff(ends, prepend=x * height)).reshape(w, height)
+    crop: Bool = columns[:, y : y + h].T
+    return crop
+
+
 def mask_to_runs(mask: Bool) -> UInt32:
     """(H, W) bool -> run lengths."""
     flat = mask.ravel(order="F")
@@ -76,6 +85,31 @@ def measure_areas(counts: Sequence[str], *, image_hw: Size) -> Int64:
     """pycocotools' ``area`` of each mask: (N,) int64, pixels."""
     # One by one: pycocotools 2.0.11's ``area`` of a list keeps its length in a uint8, which fails from 256 masks on.
     return np.array([coco_mask.area(_coco_rle(c, image_hw)) for c in counts], np.int64)
+
+
+def measure_overlaps(counts: Sequence[str], *, image_hw: Size) -> Float64:
+    """pycocotools' IoU of every mask with every other: (N, N) float64."""
+    rles = [_coco_rle(c, image_hw) for c in counts]
+    return np.asarray(coco_mask.iou(rles, rles, [0] * len(rles)), np.float64).reshape(len(rles), len(rles))
+
+
+def measure_containment(counts: Sequence[str], *, image_hw: Size) -> Float64:
+    """The part of mask i that lies within mask j: (N, N) float64."""
+    rles = [_coco_rle(c, image_hw) for c in counts]
+    # Against a "crowd" pycocotools divides by the first mask's own area.
+    return np.asarray(coco_mask.iou(rles, rles, [1] * len(rles)), np.float64).reshape(len(rles), len(rles))
+
+
+def polygons_to_counts(polygons: Sequence[Sequence[float]], *, image_hw: Size) -> str:
+    """COCO polygons (x0, y0, x1, y1 ...), each filled and all united, as every reader that uses pycocotools sees them."""
+    merged = coco_mask.merge(coco_mask.frPyObjects([list(p) for p in polygons], *image_hw))
+    counts: bytes = merged["counts"]
+    return counts.decode("ascii")
+
+
+def measure_iou(counts: str, other: str, *, image_hw: Size) -> float:
+    """pycocotools' IoU of two masks."""
+    return float(coco_mask.iou([_coco_rle(counts, image_hw)], [_coco_rle(other, image_hw)], [0])[0, 0])
 
 
 def _coco_rle(counts: str, image_hw: Size) -> dict[str, Any]:

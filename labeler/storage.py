@@ -1,11 +1,12 @@
-"""Bytes by path or URI: read, write whole, list. Local files directly, everything else by fsspec.
+"""Bytes by path or URI: read, write whole, list. Local files directly, everything else by ``labeler.stores``.
 
 Must not know what the bytes mean. A place is a plain local path, taken literally whatever stands in it; a ``file://``
-URI, percent-encoded, as ``path_to_uri`` writes it; or any URL of fsspec's (``s3://``, ``memory://``), passed on as is.
+URI, percent-encoded, as ``path_to_uri`` writes it; or any URL of fsspec's (``s3://``, ``memory://``).
 
 Errors: ``FileNotFoundError`` where there is no such file (also: the name is a folder's, runs through a file, is too
 long, or is a link that dangles or loops) and ``PermissionError`` leave as they are, for the caller knows whose fault
-that is. ``OptionsError``: no such kind of store, or its package is not installed. All else is a ``StorageError``.
+that is. ``OptionsError``: no such kind of store, or its package is not installed. All else is a ``StorageError``; where
+trying again is no use (credentials, bucket, disk full), a ``StorageRefusedError``.
 """
 
 import contextlib
@@ -17,14 +18,16 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-import fsspec
-
-from labeler.errors import OptionsError, StorageError
+from labeler.errors import StorageError, StorageRefusedError
+from labeler.store_errors import translate_store_errors
+from labeler.store_pages import find_etag, list_keys
+from labeler.stores import OBJECT_STORES, normalize_url, open_store, quote_key
 
 _URL = re.compile(r"^(?:[a-z0-9]+::)*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NO_SUCH_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO})
 
 
@@ -45,13 +48,20 @@ class FileInfo:
     etag: str | None
 
 
+class Sink(Protocol):
+    """What takes bytes, one piece after the other."""
+
+    def write(self, data: bytes, /) -> int:
+        """Add these bytes."""
+
+
 def path_to_uri(path: str | os.PathLike[str]) -> str:
     """A local path as a ``file://`` URI: absolute, all but plain characters percent-encoded, links not resolved.
 
     Text that is a URI already stays as it is, so this may be said over whatever a person typed.
     """
     if isinstance(path, str) and _URL.match(path):
-        return path
+        return normalize_url(path) if uri_to_path(path) is None else path
     return "file://" + quote_from_bytes(os.fsencode(os.path.abspath(path)))  # noqa: PTH100 (resolve() follows links)
 
 
@@ -79,9 +89,13 @@ def read_bytes(uri: str, *, offset: int | None = None, length: int | None = None
     start = offset or 0
     path = uri_to_path(uri)
     if path is None:
-        with _store_errors(uri):
-            store, key = _open_store(uri)
-            data: bytes = store.cat_file(key, start=start, end=None if length is None else start + length)
+        with translate_store_errors(uri):
+            store, key = open_store(uri)
+            if length == 0:
+                return b""  # A range of nothing can't be said in HTTP.
+            # Without bounds the whole comes in one request, and never in pieces of two versions.
+            end = None if length is None else start + length
+            data: bytes = store.cat_file(key, start=start if offset or length else None, end=end)
             return data
     with _local_errors(path):
         # Not blocking, so that a pipe in a folder of images holds nobody up.
@@ -100,9 +114,8 @@ def write_bytes(uri: str, data: bytes) -> None:
     """
     path = uri_to_path(uri)
     if path is None:
-        with _store_errors(uri):
-            store, key = _open_store(uri)
-            store.makedirs(store._parent(key), exist_ok=True)
+        with translate_store_errors(uri):
+            store, key = _open_for_writing(uri)
             store.pipe_file(key, data)
         return
     temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
@@ -113,6 +126,44 @@ def write_bytes(uri: str, data: bytes) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+        _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def open_whole(uri: str) -> Iterator["Sink"]:
+    """A file to write piece by piece, of any size: whole or not at all, as ``write_bytes`` promises it.
+
+    It gets its name when the block ends well; otherwise nothing is left of it. In an object store that is one upload in
+    parts. Errors of the store are translated; what the block itself raises leaves as it is.
+    """
+    path = uri_to_path(uri)
+    if path is None:
+        with translate_store_errors(uri):
+            store, key = _open_for_writing(uri)
+            remote = store.open(key, "wb", autocommit=False)
+        try:
+            yield _RemoteFile(remote, uri)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                remote.discard()
+            raise
+        with translate_store_errors(uri):
+            remote.close()
+            remote.commit()
+        return
+    temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
+    with _local_errors(path, writing=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("xb") as local:
+                yield local
+                local.flush()
+                os.fsync(local.fileno())
             temporary.replace(path)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -134,14 +185,16 @@ def list_files(root: str) -> Iterator[FileInfo]:
             above = path.stat()
         yield from _list_folder(path, prefix="", above=frozenset({(above.st_dev, above.st_ino)}))
         return
-    with _store_errors(root):
-        store, key = _open_store(root)
-        found: dict[str, dict[str, Any]] = store.find(key, detail=True)
-        if not found and not store.isdir(key):
+    with translate_store_errors(root):
+        store, key = open_store(root)
+        base = key.rstrip("/") + "/"
+        is_empty = True
+        for name, size_bytes, etag in list_keys(store, key):
+            is_empty = False
+            below = name.removeprefix(base)
+            yield FileInfo(join(root, below), below, size_bytes, etag)
+        if is_empty and not store.isdir(key):
             raise FileNotFoundError(errno.ENOENT, "no such folder", root)
-    base = key.rstrip("/") + "/"
-    for name, about in found.items():
-        yield FileInfo(store.unstrip_protocol(name), name.removeprefix(base), about.get("size"), _find_etag(about))
 
 
 def stat_file(uri: str) -> FileInfo:
@@ -153,10 +206,12 @@ def stat_file(uri: str) -> FileInfo:
             if not stat.S_ISREG(about.st_mode):
                 raise FileNotFoundError(errno.ENOENT, "not a regular file", str(path))
             return FileInfo(path_to_uri(path), path.name, about.st_size, _stat_etag(about))
-    with _store_errors(uri):
-        store, key = _open_store(uri)
+    with translate_store_errors(uri):
+        store, key = open_store(uri)
         found: dict[str, Any] = store.info(key)
-        return FileInfo(uri, key.rsplit("/", 1)[-1], found.get("size"), _find_etag(found))
+        if found.get("type") == "directory":
+            raise FileNotFoundError(errno.ENOENT, "not a file", uri)
+        return FileInfo(uri, key.rsplit("/", 1)[-1], found.get("size"), find_etag(found))
 
 
 def exists(uri: str) -> bool:
@@ -176,8 +231,8 @@ def delete(uri: str) -> None:
         with contextlib.suppress(FileNotFoundError), _local_errors(path, writing=True):
             path.unlink()
         return
-    with contextlib.suppress(FileNotFoundError), _store_errors(uri):
-        store, key = _open_store(uri)
+    with contextlib.suppress(FileNotFoundError), translate_store_errors(uri):
+        store, key = open_store(uri)
         store.rm_file(key)
 
 
@@ -185,6 +240,8 @@ def join(root: str, *parts: str) -> str:
     """The place of a file below a folder, named by ``FileInfo.path`` or pieces of it."""
     if root[:7].lower() == "file://":
         parts = tuple(quote_from_bytes(os.fsencode(part)) for part in parts)
+    elif _URL.match(root):
+        parts = tuple(quote_key(part) for part in parts)
     if not parts:
         return root
     return (root if root.endswith("/") or not root else root + "/") + "/".join(parts)
@@ -194,6 +251,16 @@ def copy_folder(source: str, *, target: str) -> None:
     """Copy every file below a folder, each whole or not at all, one at a time in memory."""
     for file in list_files(source):
         write_bytes(join(target, file.path), read_bytes(file.uri))
+
+
+@dataclass(frozen=True, slots=True)
+class _RemoteFile:
+    file: Any
+    uri: str
+
+    def write(self, data: bytes, /) -> int:
+        with translate_store_errors(self.uri):
+            return int(self.file.write(data))
 
 
 def _list_folder(folder: Path, *, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[FileInfo]:
@@ -221,9 +288,7 @@ def _list_folder(folder: Path, *, prefix: str, above: frozenset[tuple[int, int]]
 def _is(uri: str, question: str) -> bool:
     path = uri_to_path(uri)
     if path is None:
-        with _store_errors(uri):
-            store, key = _open_store(uri)
-            return bool(getattr(store, question)(key))
+        return _is_in_store(uri, question)
     try:
         with _local_errors(path):
             mode = path.stat().st_mode
@@ -232,12 +297,25 @@ def _is(uri: str, question: str) -> bool:
     return question == "exists" or stat.S_ISDIR(mode)
 
 
-def _open_store(uri: str) -> tuple[Any, str]:
+def _is_in_store(uri: str, question: str) -> bool:
+    """One request: a file system's own ``isdir`` may list a folder of millions, its ``exists`` take any error for no."""
     try:
-        store, key = fsspec.core.url_to_fs(uri)
-    except (ImportError, ValueError) as error:
-        raise OptionsError(f"{uri} can't be opened: {error}") from error
-    return store, str(key)
+        with translate_store_errors(uri):
+            store, key = open_store(uri)
+            if uri.partition("://")[0].lower() not in OBJECT_STORES:
+                return bool(getattr(store, question)(key))
+            if question == "exists" and store.info(key):
+                return True
+            return next(list_keys(store, key), None) is not None
+    except FileNotFoundError:
+        return False
+
+
+def _open_for_writing(uri: str) -> tuple[Any, str]:
+    store, key = open_store(uri)
+    if uri.partition("://")[0].lower() not in OBJECT_STORES:  # Where making a folder would make a bucket that is gone.
+        store.makedirs(store._parent(key), exist_ok=True)
+    return store, key
 
 
 @contextlib.contextmanager
@@ -250,24 +328,12 @@ def _local_errors(path: Path, *, writing: bool = False) -> Iterator[None]:
     except OSError as error:
         if not writing and error.errno in _NO_SUCH_FILE:
             raise FileNotFoundError(error.errno, error.strerror, str(path)) from error
-        full = " (the disk is full)" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else ""
         verb = "written" if writing else "read"
-        raise StorageError(f"{path} can't be {verb}: {error.strerror or error}{full}") from error
+        if error.errno in _DISK_FULL:
+            raise StorageRefusedError(f"{path} can't be {verb}: {error.strerror or error} (the disk is full)") from error
+        raise StorageError(f"{path} can't be {verb}: {error.strerror or error}") from error
     except ValueError as error:  # A null character in the name.
         raise FileNotFoundError(errno.ENOENT, str(error), str(path)) from error
-
-
-@contextlib.contextmanager
-def _store_errors(uri: str) -> Iterator[None]:
-    """Translates a store's errors. Each has classes of its own, so all that is not of these few is the store's."""
-    try:
-        yield
-    except (FileNotFoundError, PermissionError, OptionsError):
-        raise
-    except (IsADirectoryError, NotADirectoryError) as error:
-        raise FileNotFoundError(errno.ENOENT, "not a file", uri) from error
-    except Exception as error:
-        raise StorageError(f"{uri}: {type(error).__name__}: {error}") from error
 
 
 def _sync_folder(folder: Path) -> None:
@@ -282,10 +348,3 @@ def _sync_folder(folder: Path) -> None:
 
 def _stat_etag(about: os.stat_result) -> str:
     return f"{about.st_size:x}-{about.st_mtime_ns:x}"
-
-
-def _find_etag(about: dict[str, Any]) -> str | None:
-    for key in ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified"):
-        if about.get(key) is not None:
-            return str(about[key]).strip('"')
-    return None

@@ -8,7 +8,7 @@ Boxes in files are ``[x, y, width, height]`` as pycocotools measures them, one p
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -79,10 +79,18 @@ PLAN_SCHEMA = pa.schema(
         ("size_bytes", pa.int64()),
         ("etag", pa.string()),
         ("shard", pa.int64()),
+        ("kept", pa.string()),
     ]
 )
 
 SCHEMAS: Mapping[TableName, pa.Schema] = {"plan": PLAN_SCHEMA, "masks": MASKS_SCHEMA, "images": IMAGES_SCHEMA}
+
+
+def make_schema(table: TableName, *, kept: Sequence[str] = ()) -> pa.Schema:
+    """The columns of a table; the images table also has those that were kept of a list, as texts."""
+    more = kept if table == "images" else ()
+    return pa.schema([*SCHEMAS[table], *(pa.field(name, pa.string()) for name in more)])
+
 
 # Columns whose values repeat. A dictionary for the counts, all different, would only cost time and space.
 _DICTIONARY_COLUMNS: Mapping[TableName, list[str]] = {
@@ -94,7 +102,10 @@ _DICTIONARY_COLUMNS: Mapping[TableName, list[str]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageRow:
-    """One row of the images table: what became of one image. Sizes and seconds are None where it was not got so far."""
+    """One row of the images table: what became of one image. Sizes and seconds are None where it was not got so far.
+
+    ``kept`` are the columns of a list that were carried along: more columns of the table, all of them texts.
+    """
 
     image_id: int
     uri: str
@@ -118,6 +129,7 @@ class ImageRow:
     seconds_encode: float | None = None
     seconds_predict: float | None = None
     seconds_post: float | None = None
+    kept: Mapping[str, str | None] = field(default_factory=dict)
 
 
 def part_name(table: TableName, number: int) -> str:
@@ -207,14 +219,27 @@ def table_to_masks(rows: pa.Table, *, image_hw: Size) -> MaskSet:
 
 
 def images_to_batch(rows: Sequence[ImageRow]) -> pa.RecordBatch:
-    """Rows of the images table as Arrow columns."""
-    return pa.RecordBatch.from_pylist([asdict(row) for row in rows], schema=IMAGES_SCHEMA)
+    """Rows of the images table as Arrow columns; those that were kept come last."""
+    values = [{**asdict(row), **row.kept} for row in rows]
+    return pa.RecordBatch.from_pylist(values, schema=make_schema("images", kept=[*rows[0].kept] if rows else []))
+
+
+def values_to_image(values: Mapping[str, Any]) -> ImageRow:
+    """A row of the images table as a dictionary, back as it was: the inverse of ``images_to_batch``."""
+    known = {name: values[name] for name in IMAGES_SCHEMA.names}
+    kept = {name: value for name, value in values.items() if name not in known}
+    return ImageRow(**{**known, "warnings": tuple(known["warnings"] or ())}, kept=kept)
 
 
 def encode_part(batches: Iterable[pa.RecordBatch], *, table: TableName, metadata: Mapping[str, str]) -> bytes:
     """The bytes of a Parquet file, zstd. The same rows and metadata give the same bytes (with one version of Arrow)."""
-    schema = SCHEMAS[table].with_metadata(dict(metadata))
-    rows = pa.Table.from_batches(batches, schema=SCHEMAS[table]).combine_chunks().replace_schema_metadata(schema.metadata)
+    batches = list(batches)
+    schema = batches[0].schema if batches else SCHEMAS[table]  # Of images there may be columns more than the usual.
+    if [*schema][: len(SCHEMAS[table])] != [*SCHEMAS[table]]:
+        raise ValueError(f"these are no rows of the table {table}: {schema}")
+    schema = schema.with_metadata(dict(metadata))
+    rows = pa.Table.from_batches(batches, schema=schema.remove_metadata()).combine_chunks()
+    rows = rows.replace_schema_metadata(schema.metadata)
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, schema, compression="zstd", use_dictionary=_DICTIONARY_COLUMNS[table]) as writer:
         writer.write_table(rows)

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from jobs.worker import ShardLabeler
 
 sys.path.insert(0, str(Path(__file__).parent))  # So that tests and workers find "fakes" and "fake_engine" by name.
 
-from fakes import freeze, make_model, start_jobs, write_picture
+from fakes import Cluster, freeze, make_model, start_jobs, write_picture
 
 RunJobs = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -63,3 +63,19 @@ def label_here(photos: Path, model_folder: Path, tmp_path: Path) -> Callable[...
         return output
 
     return label
+
+
+@pytest.fixture(scope="session")
+def cluster_of_two() -> Iterator[Cluster]:
+    """One Ray cluster of two CPUs for many tests."""
+    cluster = Cluster(head_cpus=2)
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture
+def cluster(cluster_of_two: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    """It, and the way to it."""
+    for name, value in cluster_of_two.environment.items():
+        monkeypatch.setenv(name, value)
+    return cluster_of_two

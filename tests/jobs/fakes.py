@@ -2,11 +2,15 @@
 
 import hashlib
 import os
+import secrets
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fake_engine
 import numpy as np
 from PIL import Image as PillowImage
 
@@ -88,3 +92,68 @@ def freeze(photos: Path, output: Path, model: Path, *, images_per_shard: int = 5
     )
     listing = list_images(spec.input, selection=spec.selection)
     return freeze_run(str(output), spec, images_per_shard=images_per_shard, listing=listing, model_folder=model)
+
+
+def read_masks(output: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((output / "masks").glob("part-*"))}
+
+
+def wait_until(condition: Callable[[], Any], *, seconds: float = 90) -> Any:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if answer := condition():
+            return answer
+        time.sleep(0.05)
+    raise AssertionError("waited in vain")
+
+
+def make_slow(folder: Path, *, count: int = 8) -> Path:
+    """Pictures of half a second each."""
+    for number in range(count):
+        write_picture(folder / f"{number}.png", seed=number, colour=fake_engine.SLOW)
+    return folder
+
+
+def find_workers(ancestor: int) -> list[int]:
+    """The labeling processes below this one."""
+    parents, names = {}, {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                pid, rest = int(entry.name), (entry / "stat").read_text().rpartition(")")[2].split()
+                parents[pid], names[pid] = int(rest[1]), (entry / "cmdline").read_bytes()
+            except OSError:
+                continue  # It has ended.
+
+    def is_below(pid: int) -> bool:
+        return pid in parents and (parents[pid] == ancestor or is_below(parents[pid]))
+
+    return [pid for pid, name in names.items() if b"label_shard" in name and is_below(pid)]
+
+
+class Cluster:
+    """A Ray cluster in processes of its own. ``environment`` is how a job finds it: by its address and token."""
+
+    def __init__(self, *, head_cpus: int) -> None:
+        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        self.process = subprocess.Popen(
+            [sys.executable, str(HERE / "start_ray.py"), str(head_cpus)],
+            env={**os.environ, **PATHS, **token, "RAY_USAGE_STATS_ENABLED": "0"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        self.environment = {**token, "RAY_ADDRESS": self.process.stdout.readline().strip()}
+
+    def order(self, word: str) -> str:
+        """``add`` a node of one CPU, ``kill`` the newest one, or give the address of the head's ``metrics``."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(word, file=self.process.stdin, flush=True)
+        return self.process.stdout.readline().strip()
+
+    def stop(self) -> None:
+        """End it."""
+        self.process.communicate("", timeout=60)

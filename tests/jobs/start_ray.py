@@ -1,12 +1,51 @@
-"""A Ray cluster that lives until its stdin is closed; prints its address. Started by tests, once a module."""
+"""A Ray cluster of its own, ordered about by stdin, ended when that is closed. Started by tests, once a module.
 
+Prints its address, then an answer to each order: ``add``, a node of one CPU; ``kill``, the newest node, without warning;
+``metrics``, the address of the head's Prometheus endpoint.
+"""
+
+import contextlib
+import os
+import signal
 import sys
+from pathlib import Path
+from typing import Any
 
 import ray
+from ray.cluster_utils import Cluster
+
+NODE = {"num_gpus": 0, "object_store_memory": 100 * 2**20, "memory": 8 * 2**30}
+
+
+def kill_node(cluster: Cluster, node: Any) -> None:
+    """SIGKILL for its raylet and all that it started, at once."""
+    raylet = node.all_processes["raylet"][0].process.pid
+    parents = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+    for pid in [raylet, *(pid for pid, parent in parents.items() if parent == raylet)]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    cluster.remove_node(node, allow_graceful=False)
+
+
+def find_metrics(cluster: Cluster) -> str:
+    """Where the first node answers Prometheus."""
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+    node = ray.nodes()[0]
+    ray.shutdown()
+    return f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}"
+
 
 if __name__ == "__main__":
-    cluster = ray.init(
-        address="local", num_cpus=2, num_gpus=0, object_store_memory=100 * 2**20, include_dashboard=False, logging_level="ERROR"
-    )
-    print(cluster.address_info["gcs_address"], flush=True)
-    sys.stdin.read()
+    cluster = Cluster(initialize_head=True, head_node_args={**NODE, "num_cpus": int(sys.argv[1]), "include_dashboard": False})
+    added: list[Any] = []
+    print(cluster.address, flush=True)
+    for order in sys.stdin:
+        if order.strip() == "add":
+            added.append(cluster.add_node(num_cpus=1, **NODE))
+        elif order.strip() == "kill":
+            kill_node(cluster, added.pop())
+        print(find_metrics(cluster) if order.strip() == "metrics" else "done", flush=True)
+    cluster.shutdown()

@@ -11,9 +11,12 @@ def test_the_set_of_options() -> None:
         "box_nms_thresh", "crop_n_layers", "crop_nms_thresh", "crop_overlap_ratio", "crop_n_points_downscale_factor",
         "min_mask_region_area", "max_mask_area_ratio", "precision", "exif", "max_pixels",
     }  # fmt: skip
-    assert set(Selection.model_fields) == {"include", "exclude", "limit", "sample", "seed"}
+    assert set(Selection.model_fields) == {
+        "include", "exclude", "limit", "sample", "seed", "images_root", "keep_columns", "image_column",
+    }  # fmt: skip
     assert set(JobOptions.model_fields) == {
-        "workers", "cpus_per_worker", "images_per_shard", "retries", "image_timeout", "max_error_rate", "points_per_batch",
+        "workers", "min_workers", "max_workers", "cpus_per_worker", "images_per_shard", "retries", "image_timeout",
+        "max_error_rate", "points_per_batch", "storage_options",
     }  # fmt: skip
 
 

@@ -2,61 +2,18 @@
 
 import csv
 import os
-import secrets
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import fake_engine
 import pandas as pd
 import pytest
-from fakes import HERE, PATHS, label_arguments, start_jobs, write_picture
+from fakes import Cluster, find_workers, label_arguments, make_slow, read_masks, start_jobs, wait_until, write_picture
 
 RunJobs = Callable[..., subprocess.CompletedProcess[str]]
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[subprocess.Popen[str]]:
-    """One Ray cluster of two CPUs for the jobs of this file, which find it as they would find any: by its address and token."""
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    process = subprocess.Popen(
-        [sys.executable, str(HERE / "start_ray.py")],
-        env={**os.environ, **PATHS, **token, "RAY_USAGE_STATS_ENABLED": "0"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    assert process.stdout is not None
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {**token, "RAY_ADDRESS": process.stdout.readline().strip()}.items():
-            patch.setenv(name, value)
-        yield process
-    process.communicate("")
-
-
-def read_masks(output: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted((output / "masks").glob("part-*"))}
-
-
-def wait_until(condition: Callable[[], Any], *, seconds: float = 90) -> Any:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if answer := condition():
-            return answer
-        time.sleep(0.05)
-    raise AssertionError("waited in vain")
-
-
-def make_slow(folder: Path, *, count: int = 8) -> Path:
-    """Pictures of half a second each."""
-    for number in range(count):
-        write_picture(folder / f"{number}.png", seed=number, colour=fake_engine.SLOW)
-    return folder
 
 
 def test_a_job_from_end_to_end(
@@ -128,32 +85,13 @@ def test_a_driver_killed_and_started_again(cluster: object, run_jobs: RunJobs, m
     assert read_masks(tmp_path / "out") == read_masks(tmp_path / "undisturbed")
 
 
-def find_workers(ancestor: int) -> list[int]:
-    """The labeling processes below this one."""
-    parents, names = {}, {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                pid, rest = int(entry.name), (entry / "stat").read_text().rpartition(")")[2].split()
-                parents[pid], names[pid] = int(rest[1]), (entry / "cmdline").read_bytes()
-            except OSError:
-                continue  # It has ended.
-
-    def is_below(pid: int) -> bool:
-        return pid in parents and (parents[pid] == ancestor or is_below(parents[pid]))
-
-    return [pid for pid, name in names.items() if b"label_shard" in name and is_below(pid)]
-
-
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the worker in /proc")
-def test_a_killed_worker_is_replaced(
-    cluster: subprocess.Popen[str], run_jobs: RunJobs, model_folder: Path, tmp_path: Path
-) -> None:
+def test_a_killed_worker_is_replaced(cluster: Cluster, run_jobs: RunJobs, model_folder: Path, tmp_path: Path) -> None:
     """Its shard is done by another, no image is blamed, and the masks are an undisturbed run's."""
     slow = make_slow(tmp_path / "slow")
     more = ("--workers", 1, "--images-per-shard", 4)
     driver = start_jobs(*label_arguments(slow, tmp_path / "out", model_folder, *more), cwd=tmp_path)
-    worker = wait_until(lambda: find_workers(cluster.pid))[0]
+    worker = wait_until(lambda: find_workers(cluster.process.pid))[0]
     time.sleep(0.7)
     os.kill(worker, signal.SIGKILL)
     _, err = driver.communicate(timeout=120)

@@ -22,7 +22,7 @@ LabelHere = Callable[..., Path]
 def list_faults(output: Path) -> list[str]:
     record = read_run(str(output))
     assert record is not None
-    return list(find_faults(str(output), record))
+    return [str(fault) for fault in find_faults(str(output), record)]
 
 
 def test_a_whole_run_has_no_faults(label_here: LabelHere) -> None:

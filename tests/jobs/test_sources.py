@@ -22,7 +22,7 @@ def make_folder(root: Path, *names: str | bytes) -> Path:
 
 
 def list_names(root: Path, **selection: Any) -> list[str]:
-    return [ref.file_name for ref in list_here(root, **selection).refs]
+    return [ref.file_name for ref in list_here(root, **selection).read_refs()]
 
 
 def list_here(root: Path, **selection: Any) -> Listing:
@@ -39,7 +39,7 @@ def test_files_that_are_no_images_by_name_are_counted_by_kind(tmp_path: Path) ->
     """Other extensions, none at all, and everything hidden, also what lies in a hidden folder."""
     make_folder(tmp_path, "a.jpg", "b.txt", "c.TXT", "README", ".d.jpg", "._a.jpg", ".cache/e.jpg")
     listing = list_here(tmp_path)
-    assert [ref.file_name for ref in listing.refs] == ["a.jpg"]
+    assert [ref.file_name for ref in listing.read_refs()] == ["a.jpg"]
     assert listing.skipped == {".txt": 2, "dotfile": 3, "no extension": 1}
 
 
@@ -48,9 +48,9 @@ def test_odd_names_survive(tmp_path: Path) -> None:
     names = ["50% off.jpg", "-x.png", "quo\"te's.jpg", "new\nline.jpg", b"caf\xe9.jpg", "a/1.jpg", "a/1.png", "b/1.jpg"]
     make_folder(tmp_path, *names)
     listing = list_here(tmp_path)
-    assert len(listing.refs) == len(names)
-    assert {"50%25 off.jpg", "caf%E9.jpg"} <= {ref.file_name for ref in listing.refs}
-    for ref in listing.refs:
+    assert listing.num_images == len(names)
+    assert {"50%25 off.jpg", "caf%E9.jpg"} <= {ref.file_name for ref in listing.read_refs()}
+    for ref in listing.read_refs():
         assert storage.read_bytes(ref.uri) == b"x"
         assert (ref.size_bytes, ref.uri.isascii()) == (1, True)
 

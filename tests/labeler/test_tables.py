@@ -67,7 +67,7 @@ def test_columns_and_types_are_the_contract() -> None:
     )
     assert " ".join(f"{field.name}:{field.type}" for field in tables.PLAN_SCHEMA) == (
         "image_id:int64 uri:string file_name:string source_id:string offset:int64 length:int64 size_bytes:int64 etag:string "
-        "shard:int64"
+        "shard:int64 kept:string"
     )
 
 

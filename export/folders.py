@@ -1,0 +1,167 @@
+"""A folder of many files as one export: it says what it holds, takes labels and pictures, refuses what is not its own.
+
+Must not know any format. ``.export.json`` stands in the folder from the start, ``"complete": false``, and is written again
+at the end. The same export may be written over itself; another one would leave stale labels between its own.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from export.runs import Run, iterate_rows
+from export.selection import ExportImage, Report, SelectionOptions, name_image
+from labeler import storage
+from labeler.errors import OptionsError, StorageError
+
+Pictures = Literal["link", "copy", "none"]
+
+RECORD = ".export.json"
+"""Hidden: no image can be called so, and readers of folders full of JSON pass it by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A folder that is being written.
+
+    Attributes:
+        uri: the folder.
+        shared_stems: labels of these names (without extension) would be of several images.
+    """
+
+    uri: str
+    shared_stems: frozenset[str]
+
+    def name_label(self, name: str, suffix: str) -> str:
+        """``a.jpg`` -> ``a.json``, but ``a.jpg.json`` where there is also an ``a.png``."""
+        stem = drop_extension(name)
+        return (name if stem in self.shared_stems else stem) + suffix
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write one file, whole or not at all."""
+        uri = storage.join(self.uri, name)
+        try:
+            storage.write_bytes(uri, data)
+        except (FileNotFoundError, PermissionError) as error:
+            raise StorageError(f"{uri} can't be written: {error.strerror or error}") from error
+
+    def place_picture(self, image: ExportImage, name: str, *, how: Pictures, report: Report) -> None:
+        """Put the picture of an image into the folder. One that is not there any more is counted."""
+        if how == "none":
+            return
+        source, target = storage.uri_to_path(image.uri), storage.uri_to_path(storage.join(self.uri, name))
+        try:
+            if how == "link" and source is not None and target is not None:
+                storage.stat_file(image.uri)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                temporary = target.with_name(f".{target.name[:100]}.{os.getpid()}.link")
+                with contextlib.suppress(FileNotFoundError):
+                    temporary.unlink()
+                temporary.symlink_to(source)
+                temporary.replace(target)
+                return
+            data = storage.read_bytes(image.uri)
+        except (FileNotFoundError, PermissionError):
+            report.num_pictures_missing += 1
+            return
+        except OSError as error:
+            raise StorageError(f"{target} can't be written: {error.strerror or error}") from error
+        self.write(name, data)
+
+
+@contextlib.contextmanager
+def open_folder(run: Run, target: str, *, kind: str, options: SelectionOptions, by_stem: bool = False) -> Iterator[Folder]:
+    """A folder to write an export of this kind into; its record is complete when the block ends well.
+
+    Args:
+        by_stem: the format's readers look for labels by a picture's name without extension, so none may be shared.
+
+    Raises:
+        OptionsError: it holds something else, or two images have one name, or a name leads out of the folder.
+        StorageError: it can't be read or written.
+    """
+    record = {
+        "format": kind,
+        "model_sha256": run.model_sha256,
+        "plan_sha256": run.plan_sha256,
+        "mask_options": run.options.model_dump(mode="json"),
+        "export_options": options.model_dump(mode="json"),
+    }
+    _check_target(target, record)
+    shared = find_shared_stems(run, options=options)
+    if by_stem and shared:
+        pair = " and ".join(sorted(shared[min(shared)])[:2])
+        raise OptionsError(f"{pair} would share their labels: {kind} finds them by the name without its extension; rename one")
+    folder = Folder(target, frozenset(shared))
+    _write_record(folder, record, complete=False)
+    yield folder
+    _write_record(folder, {**record, "num_shards_missing": run.num_missing_shards}, complete=True)
+
+
+def drop_extension(name: str) -> str:
+    """``sub/a.b.jpg`` -> ``sub/a.b``; a name that only begins with a dot has none."""
+    folder, slash, file = name.rpartition("/")
+    return folder + slash + (file.rpartition(".")[0] or file)
+
+
+def find_shared_stems(run: Run, *, options: SelectionOptions) -> dict[str, set[str]]:
+    """Names without extension that several images of the run have in common, and those images' names.
+
+    Only eight bytes an image are held in memory: names are looked at again where their hashes meet.
+
+    Raises:
+        OptionsError: two images have the same name, extension and all; or a name is absolute or leads out of a folder.
+    """
+    hashes = np.sort(np.fromiter((_hash(drop_extension(name)) for name in _iterate_names(run, options)), np.int64))
+    met = frozenset(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
+    if not met:
+        return {}
+    names: dict[str, set[str]] = {}
+    for name in _iterate_names(run, options):
+        stem = drop_extension(name)
+        if _hash(stem) not in met:
+            continue
+        if name in names.setdefault(stem, set()):
+            raise OptionsError(f"two images are called {name}; a folder of labels needs a name each (see --relative-to)")
+        names[stem].add(name)
+    return {stem: group for stem, group in names.items() if len(group) > 1}
+
+
+def _iterate_names(run: Run, options: SelectionOptions) -> Iterator[str]:
+    for row in iterate_rows(run, table="images", columns=["uri", "file_name", "status"]):
+        if row["status"] != "ok":
+            continue
+        name = name_image(row, options=options)
+        if name.startswith("/") or "://" in name or ".." in name.split("/"):
+            raise OptionsError(f"{name} is no name for a file in a folder; say with --relative-to where names begin")
+        yield name
+
+
+def _hash(text: str) -> Any:
+    # Python's own differs from run to run, but only equality within this process counts.
+    return np.int64(hash(text))
+
+
+def _check_target(target: str, record: dict[str, Any]) -> None:
+    try:
+        before = json.loads(storage.read_bytes(storage.join(target, RECORD)))
+    except FileNotFoundError:
+        before = None
+    except (PermissionError, ValueError) as error:
+        raise OptionsError(f"{target}/{RECORD} can't be read: {error}") from error
+    if before is None:
+        if storage.exists(target) and (not storage.is_folder(target) or any(True for _ in storage.list_files(target))):
+            raise OptionsError(f"{target} is not an empty folder; give a new one")
+        return
+    differing = sorted(key for key, value in record.items() if before.get(key) != value)
+    if differing:
+        words = ", ".join(key.replace("_", " ") for key in differing)
+        raise OptionsError(f"{target} holds another export ({words} differ); give a new folder, or delete that one")
+
+
+def _write_record(folder: Folder, record: dict[str, Any], *, complete: bool) -> None:
+    folder.write(RECORD, json.dumps({**record, "complete": complete}, indent=2).encode() + b"\n")

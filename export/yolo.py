@@ -1,0 +1,74 @@
+"""A run -> an Ultralytics YOLO segmentation dataset: one text file an image, one line a mask, one class.
+
+    data.yaml
+    images/train/<file_name>      labels/train/<file_name, its extension .txt>      (and val, where it is asked for)
+
+A line is ``0 x0 y0 x1 y1 ...``, fractions of the image's width and height. An object is one ring in this format: pieces and
+holes are connected by slits of no width. Must not know pixels; the rule that leads from a picture to its labels is
+Ultralytics' own.
+"""
+
+from collections.abc import Iterator
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field
+
+from export.folders import Pictures, open_folder
+from export.polygons import counts_to_polygons
+from export.runs import Run
+from export.selection import ExportImage, Report, SelectionOptions, Watch, select_images
+
+
+class YoloOptions(SelectionOptions):
+    """What goes into the dataset."""
+
+    max_polygon_loss: Annotated[float, Field(ge=0.0, le=1.0)] = 0.02
+    """The IoU a mask may lose as a polygon; one that loses more is left out. 0 follows every pixel."""
+
+    images: Pictures = "link"
+    """Put the pictures in by a symbolic link, as a copy (where a link is not possible, too) or not at all."""
+
+
+def export_yolo(run: Run, target: str, *, options: YoloOptions, watch: Watch | None = None) -> Report:
+    """Write the committed shards of a run as a YOLO dataset.
+
+    Raises:
+        OptionsError: the folder is not empty, or two images share all but their extension, so they'd share their labels.
+        StorageError: a part can't be read, or a file can't be written.
+    """
+    report = Report()
+    with open_folder(run, target, kind="yolo", options=options, by_stem=True) as folder:
+        for image in select_images(run, options=options, report=report, watch=watch):
+            picture = f"images/{image.split}/{image.name}"
+            folder.write(name_labels(picture), "".join(_to_lines(image, options, report)).encode("ascii"))
+            folder.place_picture(image, picture, how=options.images, report=report)
+        folder.write("data.yaml", _describe(options).encode("ascii"))
+    return report
+
+
+def name_labels(picture: str) -> str:
+    """Where Ultralytics looks for the labels of a picture: in place of the last ``/images/`` of its path."""
+    before, _, after = f"/{picture}".rpartition("/images/")
+    stem, dot, extension = after.rpartition(".")
+    # As there: everything behind the last dot goes, even a folder's.
+    return f"{before}/labels/{stem if dot else extension}.txt".removeprefix("/")
+
+
+def _to_lines(image: ExportImage, options: YoloOptions, report: Report) -> Iterator[str]:
+    height, width = image.image_hw
+    for mask in image.masks:
+        polygons = counts_to_polygons(mask.counts, image_hw=image.image_hw, max_loss=options.max_polygon_loss, joined=True)
+        if polygons is None:
+            report.filtered["max_polygon_loss"] += 1
+            report.num_masks -= 1
+            continue
+        report.count_polygons(polygons.loss)
+        corners = (polygons.rings[0] / np.array([width, height])).ravel()
+        yield "0 " + " ".join(f"{value:.6g}" for value in corners) + "\n"
+
+
+def _describe(options: YoloOptions) -> str:
+    val = "val" if options.val_fraction else "train"
+    note = "" if options.val_fraction else "  # none was set aside (--val-fraction)"
+    return f"train: images/train\nval: images/{val}{note}\nnames:\n  0: object\n"

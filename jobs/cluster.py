@@ -1,0 +1,119 @@
+"""The cluster: found or started, how much room it has, and the run's figures for its Prometheus. Part of the Ray seam.
+
+Must not know shards or masks.
+"""
+
+import contextlib
+import logging
+import math
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.metrics import Counter
+
+from jobs.options import JobOptions
+from jobs.shards import STAGES, Tally
+
+_OBJECT_STORE_BYTES = 100 * 2**20  # Only events pass through it.
+_MEMORY_SHARE = 0.8  # Of what is free: the rest is for Ray itself and for pages of files.
+
+
+@contextlib.contextmanager
+def connect_to_cluster(options: JobOptions, *, worker_memory_bytes: int) -> Iterator[None]:
+    """The cluster this process was given by ``RAY_ADDRESS``, as ``ray job submit`` does; else one of this machine."""
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    if "RAY_ADDRESS" in os.environ:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    else:
+        start_local_cluster(options, worker_memory_bytes=worker_memory_bytes)
+    signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own there.
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def start_local_cluster(options: JobOptions, *, worker_memory_bytes: int) -> None:
+    """A cluster of this machine's usable CPUs; who asks for more workers than fit gets them all the same."""
+    checkout = str(Path(__file__).resolve().parent.parent)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [checkout, os.environ.get("PYTHONPATH")]))  # Workers inherit it.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    num_workers = 1 if options.workers == "auto" else options.workers
+    ray.init(
+        address="local",
+        num_cpus=max(count_usable_cpus(), num_workers * options.cpus_per_worker),
+        num_gpus=0,
+        _memory=max(int(measure_free_memory() * _MEMORY_SHARE), num_workers * worker_memory_bytes),
+        object_store_memory=_OBJECT_STORE_BYTES,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+
+
+def count_places(*, cpus: int, memory_bytes: int) -> int:
+    """How many workers of this size the nodes of the cluster, as it is now, have room for."""
+    return sum(
+        min(int(node["Resources"].get("CPU", 0) // cpus), int(node["Resources"].get("memory", 0) // memory_bytes))
+        for node in list_nodes()
+    )
+
+
+def is_node_alive(node_id: str) -> bool:
+    """Whether the cluster still has this machine."""
+    return any(node["NodeID"] == node_id for node in list_nodes())
+
+
+def list_nodes() -> list[dict[str, Any]]:
+    """Ray's description of each living node."""
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return [node for node in nodes if node["Alive"]]
+
+
+def count_usable_cpus() -> int:
+    """CPUs this process may use: those it is bound to, and no more than the container's quota pays for."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        usable = min(usable, math.ceil(int(quota) / int(period)))
+    return max(1, usable)
+
+
+def measure_free_memory() -> int:
+    """Bytes this process and its children may still take: the machine's, and no more than the container's limit leaves."""
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    with contextlib.suppress(OSError, ValueError):
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        # Pages of files count as used, but are given back when they are needed.
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        free = min(free, limit - used + int(stat.get("inactive_file", 0)))
+    return max(0, free)
+
+
+class RunMetrics:
+    """What is committed, on Ray's own Prometheus endpoint, on every node's metrics port."""
+
+    def __init__(self) -> None:
+        self._images = Counter("sam_labeler_images", description="Images with a committed row.")
+        self._masks = Counter("sam_labeler_masks", description="Committed masks.")
+        self._failures = Counter("sam_labeler_failures", description="Images committed as errors.", tag_keys=("kind",))
+        self._seconds = Counter("sam_labeler_seconds", description="Seconds spent in a stage.", tag_keys=("stage",))
+
+    def count(self, tally: Tally) -> None:
+        """Add a shard."""
+        for counter, value in ((self._images, tally.num_images), (self._masks, tally.num_masks)):
+            if value > 0:
+                counter.inc(value)
+        for kind, number in tally.errors.items():
+            self._failures.inc(number, tags={"kind": kind})
+        for stage, seconds in zip(STAGES, tally.stage_seconds, strict=True):
+            if seconds > 0:
+                self._seconds.inc(seconds, tags={"stage": stage})

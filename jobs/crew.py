@@ -1,0 +1,283 @@
+"""The workers of a run as Ray actors: hired, given shards, replaced when they die, dismissed. Part of the Ray seam.
+
+Must not know what a death means for a shard or an image; ``jobs.run`` decides that. What it does promise: a shard goes
+to another worker only when the one that had it is known to be dead, or has lost the right to write for long enough.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import ray
+
+from jobs.cluster import count_places
+from jobs.events import WorkerInfo
+from jobs.lease import LeaseHolder, Permit, ProcessName, is_process_alive
+from jobs.ledger import Assignment, ShardLedger
+from jobs.options import JobOptions
+from jobs.shards import call_with_retries
+from jobs.worker import ShardLabeler
+from labeler.errors import LabelerError, ModelError
+from labeler.stores import get_store_options
+
+logger = logging.getLogger(__name__)
+
+_POLL_S = 0.5
+_SECONDS_BETWEEN_COUNTS = 2.0
+
+LATE_WRITE_S = 20.0
+"""How long a write may take that a worker began while it still had the right to."""
+
+_MEMORY_MARGIN = 1.2
+
+
+class NodeLabeler(ShardLabeler):
+    """A worker that also knows on which node of the cluster it is."""
+
+    def load(self) -> WorkerInfo:
+        """See ``ShardLabeler``."""
+        return replace(super().load(), node=ray.get_runtime_context().get_node_id())
+
+
+@dataclass(slots=True)
+class Task:
+    """A shard in the hands of a worker.
+
+    Attributes:
+        assignment: which, and how.
+        events: what the worker tells about it, a Ray generator.
+        in_work: images announced and not done, oldest first: the first is labeled, the next is being read.
+        since_s: when that became so, on the monotonic clock.
+        hung_image: the image for which the worker was killed.
+    """
+
+    assignment: Assignment
+    events: Any
+    in_work: list[int] = field(default_factory=list)
+    since_s: float = 0.0
+    hung_image: int | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """One actor: first it loads its model, then it has one task at a time.
+
+    Attributes:
+        missing: set where it does not answer and Ray does not know yet whether it is dead: what asks it for a sign of life.
+    """
+
+    actor: Any
+    loading: Any
+    info: WorkerInfo | None = None
+    task: Task | None = None
+    missing: Any = None
+    ask_at_s: float = 0.0
+
+    def become_ready(self, info: WorkerInfo) -> None:
+        """Its model is loaded."""
+        self.info = info
+        logger.info("worker ready: %s, %d MiB", self, info.peak_memory_bytes >> 20)
+
+    def is_idle(self) -> bool:
+        """Whether it could take a shard now."""
+        return self.info is not None and self.task is None and self.missing is None
+
+    def ask_again(self) -> None:
+        """It did not answer: ask for a sign of life, a second from now."""
+        self.missing = self.actor.__ray_ready__.remote()
+        self.ask_at_s = time.monotonic() + 1
+
+    def get_news_source(self) -> Any:
+        """What tells about it next, for ``ray.wait``; None where it is idle."""
+        if self.missing is not None:
+            return self.missing if time.monotonic() >= self.ask_at_s else None
+        if self.task is not None:
+            return self.task.events
+        return self.loading if self.info is None else None
+
+    def __str__(self) -> str:
+        return f"pid {self.info.pid} on {self.info.host}" if self.info else "still loading"
+
+
+@dataclass(frozen=True, slots=True)
+class Ghost:
+    """A worker that is gone for Ray, but may still write: what waits for its end, or for its right to write to lapse."""
+
+    process: ProcessName
+    lapses_s: float | None
+    then: Callable[[], None]
+
+    def is_gone(self) -> bool:
+        """Whether another may have its shard."""
+        if self.lapses_s is not None:
+            return time.monotonic() >= self.lapses_s
+        return not is_process_alive(self.process)
+
+
+class Crew:
+    """The workers of a run.
+
+    Args:
+        output: the run's folder.
+        options: how many workers, how wide, how patient.
+        engine: see ``jobs.worker``.
+        lease: the right to write to the folder, of which each worker gets a part.
+        memory_bytes: what a worker is expected to need; replaced by what the first ones were seen to need.
+    """
+
+    def __init__(self, output: str, *, options: JobOptions, engine: str, lease: LeaseHolder, memory_bytes: int) -> None:
+        self._output = output
+        self._options = options
+        self._engine = engine
+        self._lease = lease
+        self._memory_bytes = memory_bytes
+        self._actor_class: Any = ray.remote(NodeLabeler)
+        self._workers: list[Worker] = []
+        self._ghosts: list[Ghost] = []
+        self._num_left_out = 0
+        self._num_deaths_while_loading = 0
+        self._num_places = 0
+        self._count_at_s = 0.0
+
+    def count_wanted(self) -> int:
+        """How many workers there should be, were there shards for all of them."""
+        options = self._options
+        if options.workers != "auto":
+            return options.workers
+        if options.max_workers is not None:
+            return options.max_workers
+        if time.monotonic() >= self._count_at_s:
+            self._num_places = count_places(cpus=options.cpus_per_worker, memory_bytes=self._memory_bytes)
+            self._count_at_s = time.monotonic() + _SECONDS_BETWEEN_COUNTS
+        return max(1, self._num_places, options.min_workers or 0)
+
+    def hire(self, *, num_shards: int) -> None:
+        """Start the workers that are missing, but no more than there are shards for."""
+        num_busy = sum(worker.task is not None for worker in self._workers)
+        while len(self._workers) < min(self.count_wanted() - self._num_left_out, num_busy + num_shards):
+            placed = self._actor_class.options(
+                num_cpus=self._options.cpus_per_worker,
+                memory=self._memory_bytes,
+                max_restarts=0,
+                scheduling_strategy="SPREAD",
+            )
+            actor = placed.remote(
+                self._output,
+                threads=self._options.cpus_per_worker,
+                retries=self._options.storage_retries,
+                engine=self._engine,
+                store_options=get_store_options(),
+            )
+            self._workers.append(Worker(actor, loading=actor.load.remote()))
+
+    def welcome(self, worker: Worker, info: WorkerInfo) -> None:
+        """A worker is ready. Those hired from now on declare the memory that this one was seen to need."""
+        worker.become_ready(info)
+        self._num_deaths_while_loading = 0
+        self.learn_memory(info.peak_memory_bytes)
+
+    def learn_memory(self, peak_bytes: int) -> None:
+        """A worker was seen to need so much."""
+        self._memory_bytes = max(self._memory_bytes, int(peak_bytes * _MEMORY_MARGIN))
+
+    def hand_out(self, ledger: ShardLedger) -> None:
+        """A shard for every idle worker. None is queued behind another: asking for the next takes milliseconds."""
+        for worker in self._workers:
+            if worker.is_idle() and (assignment := ledger.take()) is not None:
+                # Careful means: it goes on only when its announcement has arrived here.
+                method = worker.actor.label_shard.options(
+                    num_returns="streaming", _generator_backpressure_num_objects=1 if assignment.careful else -1
+                )
+                events = method.remote(
+                    assignment.shard,
+                    verdicts=assignment.verdicts,
+                    careful=assignment.careful,
+                    again=assignment.again,
+                    permit=Permit(self._lease.driver, assignment.attempt),
+                )
+                worker.task = Task(assignment, events)
+
+    def wait_for_news(self) -> list[Worker]:
+        """The workers that have news, after a moment at most."""
+        sources = {source: worker for worker in self._workers if (source := worker.get_news_source()) is not None}
+        if not sources:
+            if self._workers or self._ghosts:
+                time.sleep(_POLL_S / 5)
+            return []
+        ready, _ = ray.wait(list(sources), timeout=_POLL_S, fetch_local=False)
+        if ready:
+            ready, _ = ray.wait(list(sources), num_returns=len(sources), timeout=0, fetch_local=False)
+        return [sources[source] for source in ready]
+
+    def is_busy(self) -> bool:
+        """Whether a shard is in work, or in the hands of a worker that is not known to be dead."""
+        return bool(self._ghosts) or any(worker.task is not None for worker in self._workers)
+
+    def count_ready(self) -> int:
+        """Workers whose model is loaded."""
+        return sum(worker.info is not None for worker in self._workers)
+
+    def bury(self, worker: Worker, *, then: Callable[[], None]) -> None:
+        """Forget a dead worker; ``hire`` replaces it, unless one after the other dies before it is ready.
+
+        Args:
+            worker: dead, as far as Ray knows.
+            then: done when it can write no more.
+        """
+        self._workers.remove(worker)
+        if worker.info is None:
+            self._num_deaths_while_loading += 1
+            if self._num_deaths_while_loading > self._options.retries:
+                self._do_without(ModelError("workers die while they load the model; is there enough memory?"))
+        if worker.info is None or worker.task is None:
+            then()
+            return
+        process = worker.info.process
+        is_alive = is_process_alive(process)
+        if is_alive is None:
+            attempt = worker.task.assignment.attempt
+            call_with_retries(lambda: self._lease.write_off(attempt), retries=self._options.storage_retries)
+        elif is_alive:
+            with contextlib.suppress(OSError):
+                os.kill(process.pid, signal.SIGKILL)  # Ray's own kill does not reach a process that is stopped.
+        self._ghosts.append(Ghost(process, time.monotonic() + LATE_WRITE_S if is_alive is None else None, then))
+        self.release_ghosts()
+
+    def release_ghosts(self) -> None:
+        """Do what waited for workers that can write no more."""
+        gone = [ghost for ghost in self._ghosts if ghost.is_gone()]
+        self._ghosts = [ghost for ghost in self._ghosts if ghost not in gone]
+        for ghost in gone:
+            ghost.then()
+
+    def leave_out(self, worker: Worker, error: LabelerError) -> None:
+        """Go on without this worker and without replacing it. Raises the error where no other is left."""
+        self._workers.remove(worker)
+        ray.kill(worker.actor)
+        self._do_without(error, name=str(worker))
+
+    def _do_without(self, error: LabelerError, *, name: str = "still loading") -> None:
+        logger.warning("a worker (%s) is left out: %s", name, error)
+        self._num_left_out += 1
+        if not self._workers:
+            raise error
+
+    def kill_hung_workers(self) -> None:
+        """Those that are at one image for too long. Their death is noticed as any other's."""
+        limit_s = self._options.image_timeout
+        for worker in self._workers if limit_s is not None else []:
+            task = worker.task
+            if task and task.in_work and task.hung_image is None and time.monotonic() > task.since_s + (limit_s or 0):
+                task.hung_image = task.in_work[0]
+                ray.kill(worker.actor)
+
+    def dismiss(self) -> None:
+        """End all workers. What they have not committed does not count; the next run labels it again."""
+        for worker in self._workers:
+            ray.kill(worker.actor)
+        self._workers.clear()

@@ -1,0 +1,96 @@
+"""The tally of a run without one request a shard: what ``progress.json`` has counted, and what is newer than it.
+
+Must not know who labels. ``progress.json`` names the shards that its counts include, as ranges; parts of other
+committed shards are read. A shard that is about to be made again is taken out of them first.
+"""
+
+from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from jobs.shards import STAGES, Tally, tally_shard
+
+_READS_AT_ONCE = 16
+
+
+class ShardSet:
+    """Shard numbers of a run; a byte each, so that a driver's memory stays flat."""
+
+    def __init__(self, num_shards: int, shards: Collection[int] = ()) -> None:
+        self._flags = np.zeros(num_shards, np.int8)
+        self._flags[list(shards)] = 1
+
+    def add(self, shard: int) -> None:
+        """Now it is in the set."""
+        self._flags[shard] = 1
+
+    def discard(self, shard: int) -> None:
+        """Now it is not."""
+        self._flags[shard] = 0
+
+    def to_text(self) -> str:
+        """As ranges, both ends included: ``0-41,43``."""
+        edges = np.flatnonzero(np.diff(self._flags, prepend=np.int8(0), append=np.int8(0))).reshape(-1, 2)
+        return ",".join(str(begin) if end == begin + 1 else f"{begin}-{end - 1}" for begin, end in edges.tolist())
+
+
+def text_to_shards(text: str) -> set[int]:
+    """The numbers that ``ShardSet.to_text`` wrote. Raises ValueError on any other text."""
+    shards: set[int] = set()
+    for piece in filter(None, text.split(",")):
+        begin, _, end = piece.partition("-")
+        shards.update(range(int(begin), int(end or begin) + 1))
+    return shards
+
+
+def describe_counted(tally: Tally, shards: ShardSet) -> dict[str, Any]:
+    """What ``read_tally`` reads back: exact, unlike the figures for people beside it."""
+    return {
+        "shards": shards.to_text(),
+        "num_images": tally.num_images,
+        "num_masks": tally.num_masks,
+        "errors": dict(tally.errors),
+        "stage_seconds": dict(zip(STAGES, tally.stage_seconds, strict=True)),
+    }
+
+
+def read_tally(output: str, shards: Collection[int], *, progress: Mapping[str, Any] | None) -> Tally:
+    """The tally of these committed shards.
+
+    Args:
+        output: the run's folder.
+        shards: all that are committed.
+        progress: the content of ``progress.json``, if there is one.
+    """
+    committed = set(shards)
+    counted, tally = _read_counted(progress)
+    if not counted <= committed:
+        counted, tally = set(), Tally()  # Somebody took parts away since.
+    with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
+        return sum(pool.map(lambda shard: tally_shard(output, shard), sorted(committed - counted)), tally)
+
+
+def find_failed_shards(output: str, shards: Collection[int], *, kinds: Collection[str]) -> dict[int, Tally]:
+    """Of these committed shards those with errors of these kinds, and their tallies. Reads every images part."""
+    if not kinds:
+        return {}
+    with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
+        tallies = pool.map(lambda shard: (shard, tally_shard(output, shard)), sorted(shards))
+        return {shard: tally for shard, tally in tallies if set(tally.errors) & set(kinds)}
+
+
+def _read_counted(progress: Mapping[str, Any] | None) -> tuple[set[int], Tally]:
+    """Shards and tally of a ``progress.json``; none where it lacks them or was written by another version."""
+    try:
+        counted = (progress or {})["counted"]
+        tally = Tally(
+            num_images=int(counted["num_images"]),
+            num_masks=int(counted["num_masks"]),
+            errors={str(kind): int(count) for kind, count in counted["errors"].items()},
+            stage_seconds=tuple(float(counted["stage_seconds"][stage]) for stage in STAGES),
+        )
+        return text_to_shards(counted["shards"]), tally
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return set(), Tally()

@@ -1,0 +1,113 @@
+"""What a store's library raises -> whose fault it is. Must not know any of these libraries, nor what was asked for.
+
+Each store has exception classes of its own and passes some of them off as Python's (s3fs gives an expired token out as
+``PermissionError``, a missing bucket as ``FileNotFoundError``). So what decides is the code and the HTTP status that
+the store answered, wherever they stand in the chain of causes; the class only where there was no answer.
+"""
+
+import contextlib
+import errno
+from collections.abc import Iterator
+from typing import Any
+
+from labeler.errors import LabelerError, StorageError, StorageRefusedError
+from labeler.stores import hide_secrets
+
+_CREDENTIALS = frozenset(
+    {
+        *("ExpiredToken", "ExpiredTokenException", "InvalidAccessKeyId", "InvalidToken", "InvalidClientTokenId"),
+        *("UnrecognizedClientException", "SignatureDoesNotMatch", "TokenRefreshRequired", "RequestExpired", "AuthFailure"),
+        *("RequestTimeTooSkewed", "NotSignedUp", "AccountProblem", "AllAccessDisabled"),  # So far S3.
+        *("AuthenticationFailed", "InvalidAuthenticationInfo", "NoAuthenticationInformation", "AccountIsDisabled"),  # Azure.
+    }
+)
+_NO_BUCKET = frozenset({"NoSuchBucket", "ContainerNotFound", "ContainerBeingDeleted", "AccountBeingCreated"})
+_FULL = frozenset({"QuotaExceeded", "XMinioStorageFull", "InsufficientAccountPermissions", "AccountQuotaExceeded"})
+_NO_CREDENTIALS_CLASSES = frozenset(
+    {
+        *("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound"),
+        *("TokenRetrievalError", "SSOTokenLoadError", "UnauthorizedSSOTokenError"),  # So far botocore.
+        *("DefaultCredentialsError", "RefreshError"),  # google.auth
+        *("ClientAuthenticationError", "CredentialUnavailableError"),  # azure
+    }
+)
+_LONGEST_CHAIN = 8
+
+
+@contextlib.contextmanager
+def translate_store_errors(uri: str) -> Iterator[None]:
+    """Raise what the store's library raises as one of ours.
+
+    Raises:
+        FileNotFoundError: there is no such object.
+        PermissionError: this one may not be read or written.
+        StorageRefusedError: credentials, bucket or quota; no use to try again.
+        StorageError: everything else; the next try may go well.
+    """
+    try:
+        yield
+    except LabelerError:
+        raise
+    except Exception as error:
+        raise sort_store_error(error, uri=uri) from error
+
+
+def sort_store_error(error: Exception, *, uri: str) -> Exception:
+    """The error of ours that a store's error is."""
+    chain = list(_follow_causes(error))
+    codes = [code for code in map(_find_code, chain) if code]
+    status = next((status for status in map(_find_status, chain) if status), None)
+    named = " ".join(codes[:1])
+    if _CREDENTIALS.intersection(codes) or status == 401:
+        return StorageRefusedError(
+            f"{uri}: the store does not accept the credentials ({named or status}): {_first_line(error)}"
+        )
+    if _NO_BUCKET.intersection(codes):
+        return StorageRefusedError(f"{uri}: there is no such bucket or container ({named})")
+    if _FULL.intersection(codes) or status == 507:
+        return StorageRefusedError(f"{uri}: the store is full ({named or status}): {_first_line(error)}")
+    if status is None and _NO_CREDENTIALS_CLASSES.intersection(type(link).__name__ for link in chain):
+        return StorageRefusedError(f"{uri}: no usable credentials: {_first_line(error)}")
+    if status == 404 or (status is None and isinstance(error, _NOT_THERE)):
+        return FileNotFoundError(errno.ENOENT, "no such object", uri)
+    if status == 403 or (status is None and isinstance(error, PermissionError)):
+        return PermissionError(errno.EACCES, f"the store refuses ({named or status or _first_line(error)})", uri)
+    return StorageError(f"{uri}: {type(error).__name__}: {_first_line(error)}")
+
+
+_NOT_THERE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+
+
+def _follow_causes(error: BaseException | None) -> Iterator[BaseException]:
+    for _ in range(_LONGEST_CHAIN):
+        if error is None:
+            return
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _find_code(error: BaseException) -> str | None:
+    """The store's own word for what is wrong: botocore's ``response``, azure's ``error_code``."""
+    response: Any = getattr(error, "response", None)
+    if isinstance(response, dict):
+        return str(response.get("Error", {}).get("Code", "")) or None
+    code: Any = getattr(error, "error_code", None)
+    return str(getattr(code, "value", code)) if code else None
+
+
+def _find_status(error: BaseException) -> int | None:
+    """The HTTP status of the answer: botocore's ``response``, else an attribute that each library calls differently."""
+    response: Any = getattr(error, "response", None)
+    if isinstance(response, dict):
+        status: Any = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        return status if isinstance(status, int) else None
+    for name in ("status_code", "status", "code"):
+        status = getattr(error, name, None)
+        with contextlib.suppress(TypeError, ValueError):
+            if status is not None and 300 <= int(status) < 600:
+                return int(status)
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    return hide_secrets((str(error).splitlines() or [type(error).__name__])[0])

@@ -1,0 +1,237 @@
+"""Formats of a file an image: names, pictures, what a folder may hold. Each format's content, judged by hand."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image as PillowImage
+
+from export.labelme import LabelmeOptions, export_labelme
+from export.masks import MasksOptions, export_masks
+from export.runs import Run, read_run
+from export.sa1b import Sa1bOptions, export_sa1b
+from export.yolo import YoloOptions, export_yolo, name_labels
+from labeler import rle
+from labeler.errors import OptionsError, StorageError
+
+HW = (48, 64)
+FORMATS = [
+    (export_yolo, YoloOptions, "images/train/a.png", "labels/train/a.txt"),
+    (export_sa1b, Sa1bOptions, "a.png", "a.json"),
+    (export_labelme, LabelmeOptions, "a.png", "a.json"),
+    (export_masks, MasksOptions, None, "a.png"),
+]
+each_format = pytest.mark.parametrize(
+    ("export", "options", "picture", "label"), FORMATS, ids=lambda f: getattr(f, "__name__", "")
+)
+
+
+def list_names(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir() and p.name != ".export.json")
+
+
+@pytest.fixture
+def run(make_run: Any, random_masks: Any) -> Run:
+    images = [("a.png", HW, random_masks(HW, 6)), ("broken.png", None, []), ("sub/50%25 é.png", HW, [])]
+    return read_run(str(make_run([*images, ("sub/b.c.png", HW, random_masks(HW, 2, seed=1))])))
+
+
+@each_format
+def test_labels_stand_beside_their_pictures(
+    run: Run, tmp_path: Path, export: Any, options: Any, picture: str | None, label: str
+) -> None:
+    """One label an image, an empty one where there are no masks, none for the failed; folders and names are the disk's."""
+    report = export(run, str(tmp_path / "out"), options=options())
+    below = "images/train/" if export is export_yolo else ""
+    labels = [label.replace("a.", name) for name in ("a.", "sub/50% é.", "sub/b.c.")]
+    pictures = [below + name for name in ("a.png", "sub/50% é.png", "sub/b.c.png")] if picture else []
+    extra = ["data.yaml"] if export is export_yolo else []
+    assert list_names(tmp_path / "out") == sorted([*labels, *pictures, *extra])
+    assert (report.num_images, report.num_masks, report.num_failed) == (3, 8, 1)
+
+
+@each_format
+def test_the_same_export_again_gives_the_same_bytes(
+    run: Run, tmp_path: Path, export: Any, options: Any, picture: str | None, label: str
+) -> None:
+    """Over itself and elsewhere; another export into the same folder is exit 2, and so is a folder of foreign files."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder in (one, one, two):
+        export(run, str(folder), options=options())
+    for name in [*list_names(one), ".export.json"]:
+        assert (one / name).read_bytes() == (two / name).read_bytes()
+    before = {name: (one / name).read_bytes() for name in list_names(one)}
+    with pytest.raises(OptionsError, match="export options differ"):
+        export(run, str(one), options=options(min_area=5))
+    assert {name: (one / name).read_bytes() for name in list_names(one)} == before
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "thesis.txt").write_text("")
+    with pytest.raises(OptionsError, match="not an empty folder"):
+        export(run, str(tmp_path / "foreign"), options=options())
+
+
+@each_format
+def test_an_export_that_broke_off_is_not_complete(
+    run: Run, tmp_path: Path, export: Any, options: Any, picture: str | None, label: str
+) -> None:
+    """Its record says so, and the same command again completes it."""
+    part = Path(run.output) / "masks" / "part-0000001.parquet"
+    whole = part.read_bytes()
+    part.write_bytes(whole[:-50])
+    with pytest.raises(StorageError, match="part-0000001"):
+        export(run, str(tmp_path / "out"), options=options())
+    assert json.loads((tmp_path / "out" / ".export.json").read_text())["complete"] is False
+    part.write_bytes(whole)
+    export(run, str(tmp_path / "out"), options=options())
+    assert json.loads((tmp_path / "out" / ".export.json").read_text())["complete"] is True
+
+
+@each_format
+def test_names_that_collide(make_run: Any, tmp_path: Path, export: Any, options: Any, picture: str | None, label: str) -> None:
+    """They keep their extension, or are exit 2 with the pair named where the format's readers ignore it."""
+    run = read_run(str(make_run([(name, HW, []) for name in ("a.jpg", "a.png", "b.jpg", "sub/a.png")])))
+    if export is export_yolo:
+        with pytest.raises(OptionsError, match=r"a\.jpg and a\.png"):
+            export(run, str(tmp_path / "out"), options=options())
+        assert not (tmp_path / "out").exists()
+        return
+    export(run, str(tmp_path / "out"), options=options())
+    suffix = Path(label).suffix
+    labels = {f"a.jpg{suffix}", f"a.png{suffix}", f"b{suffix}", f"sub/a{suffix}"}
+    assert labels <= set(list_names(tmp_path / "out"))
+
+
+@each_format
+@pytest.mark.parametrize("names", [["a.jpg", "a.jpg"], ["/data/a.jpg"], ["../a.jpg"], ["s3://bucket/a.jpg"]])
+def test_names_no_folder_can_hold_are_refused(
+    make_run: Any, tmp_path: Path, export: Any, options: Any, picture: str | None, label: str, names: list[str]
+) -> None:
+    """Before anything is written, with the way out: a name twice, or one that leads out of the folder."""
+    run = read_run(str(make_run([(name, HW, []) for name in names])))
+    with pytest.raises(OptionsError, match="--relative-to"):
+        export(run, str(tmp_path / "out"), options=options())
+    assert not (tmp_path / "out").exists()
+    if len(names) == 1:
+        report = export(run, str(tmp_path / "out"), options=options(relative_to=str(tmp_path / "photos")))
+        assert report.num_images == 1
+
+
+@pytest.mark.parametrize("how", ["link", "copy", "none"])
+@pytest.mark.parametrize(("export", "options"), [f[:2] for f in FORMATS[:3]])
+def test_pictures_come_as_asked(run: Run, tmp_path: Path, export: Any, options: Any, how: Any) -> None:
+    """As a link, as a copy, or not at all; one that is gone is counted and its label written."""
+    photo = tmp_path / "photos" / "0.png"
+    photo.rename(tmp_path / "kept.png")
+    assert export(run, str(tmp_path / "out"), options=options(images=how)).num_pictures_missing == (how != "none")
+    (tmp_path / "kept.png").rename(photo)
+    assert export(run, str(tmp_path / "out"), options=options(images=how)).num_pictures_missing == 0
+    found = list((tmp_path / "out").rglob("*.png"))
+    assert len(found) == (0 if how == "none" else 3)
+    assert all(p.is_symlink() == (how == "link") for p in found)
+    assert all(np.asarray(PillowImage.open(p)).shape[:2] == HW for p in found)
+
+
+def test_the_split_is_a_folder(make_run: Any, random_masks: Any, tmp_path: Path) -> None:
+    """train/ and val/ in every format, and data.yaml names both."""
+    run = read_run(str(make_run([(f"{i}.png", HW, random_masks(HW, 1, seed=i)) for i in range(6)])))
+    sides = []
+    for export, options, _, _ in FORMATS:
+        out = tmp_path / export.__name__
+        report = export(run, str(out), options=options(val_fraction=0.5))
+        labels = [p for p in out.rglob("*") if p.suffix == {export_yolo: ".txt", export_masks: ".png"}.get(export, ".json")]
+        labels = [p for p in labels if p.name[0] != "."]
+        sides.append({p.stem for p in labels if p.parent.name == "val"})
+        assert len(labels) == 6
+        assert len(sides[-1]) == report.num_val
+    assert 0 < len(sides[0]) < 6
+    assert all(side == sides[0] for side in sides)
+    assert "val: images/val" in (tmp_path / "export_yolo" / "data.yaml").read_text()
+
+
+def test_sa1b_has_exactly_its_fields(run: Run, tmp_path: Path, random_masks: Any) -> None:
+    """The dataset's own keys, no more; masks exact, ids unique through all files, the name that of the file beside it."""
+    export_sa1b(run, str(tmp_path / "out"), options=Sa1bOptions())
+    records = [json.loads((tmp_path / "out" / name).read_text()) for name in ("a.json", "sub/50% é.json", "sub/b.c.json")]
+    assert [set(record) for record in records] == [{"image", "annotations"}] * 3
+    assert [tuple(record["image"].values()) for record in records] == [
+        (1, 64, 48, "a.png"),
+        (3, 64, 48, "50% é.png"),
+        (4, 64, 48, "b.c.png"),
+    ]
+    assert set(records[0]["image"]) == {"image_id", "width", "height", "file_name"}
+    annotations = [annotation for record in records for annotation in record["annotations"]]
+    fields = {"id", "segmentation", "bbox", "area", "predicted_iou", "stability_score", "crop_box", "point_coords"}
+    assert all(set(annotation) == fields for annotation in annotations)
+    assert [annotation["id"] for annotation in annotations] == list(range(1, 9))
+    for annotation, mask in zip(records[0]["annotations"], random_masks(HW, 6), strict=True):
+        np.testing.assert_array_equal(rle.counts_to_mask(annotation["segmentation"]["counts"], image_hw=HW), mask)
+
+
+def test_yolo_lines_fill_to_the_mask(run: Run, tmp_path: Path, random_masks: Any) -> None:
+    """One line a mask, fractions of the sides; filled as Ultralytics fills it, pieces and holes are the mask's to a pixel."""
+    export_yolo(run, str(tmp_path / "out"), options=YoloOptions(max_polygon_loss=0.0))
+    lines = (tmp_path / "out" / "labels" / "train" / "a.txt").read_text().splitlines()
+    masks = random_masks(HW, 6)
+    assert len(lines) == len(masks)
+    scale = 8  # OpenCV also fills what its border line touches; on a larger canvas that line is thin.
+    for line, mask in zip(lines, masks, strict=True):
+        kind, *values = line.split()
+        corners = np.array(values, float).reshape(-1, 2)
+        assert kind == "0"
+        assert corners.min() >= 0
+        assert corners.max() <= 1
+        canvas = np.zeros((HW[0] * scale, HW[1] * scale), np.uint8)
+        cv2.fillPoly(canvas, [(corners * [HW[1] * scale, HW[0] * scale]).round().astype(np.int32)], 1)
+        middle = canvas[scale // 2 :: scale, scale // 2 :: scale].astype(bool)
+        assert (middle != mask).mean() < 0.02
+
+
+@pytest.mark.parametrize(
+    ("picture", "labels"),
+    [
+        ("images/train/a.jpg", "labels/train/a.txt"),
+        ("images/train/a.b/c.d.jpg", "labels/train/a.b/c.d.txt"),
+        ("images/train/images/a.jpg", "images/train/labels/a.txt"),
+        ("images/val/my images/a.jpg", "labels/val/my images/a.txt"),
+    ],
+)
+def test_yolo_labels_stand_where_ultralytics_looks(picture: str, labels: str) -> None:
+    """Its own rule, oddities and all."""
+    assert name_labels(picture) == labels
+
+
+def test_labelme_keeps_pieces_together(run: Run, make_run: Any, tmp_path: Path) -> None:
+    """The pieces of a mask share its mask_id as group; sizes, name and the keys labelme asks for are there."""
+    shutil.rmtree(run.output)
+    mask = np.zeros(HW, bool)
+    mask[2:9, 3:12] = mask[20:30, 40:50] = True
+    run = read_run(str(make_run([("sub/a.png", HW, [~mask, mask])])))
+    export_labelme(run, str(tmp_path / "out"), options=LabelmeOptions())
+    record = json.loads((tmp_path / "out" / "sub" / "a.json").read_text())
+    assert (record["imagePath"], record["imageHeight"], record["imageWidth"], record["imageData"]) == ("a.png", 48, 64, None)
+    assert [(s["group_id"], s["shape_type"], s["label"]) for s in record["shapes"]] == [
+        (0, "polygon", "object"),
+        (1, "polygon", "object"),
+        (1, "polygon", "object"),
+    ]
+
+
+def test_ids_lead_back_to_the_masks_table(run: Run, make_run: Any, tmp_path: Path) -> None:
+    """16-bit gray, mask_id + 1, small masks on top, also after a filter; masks that nothing is seen of are counted."""
+    shutil.rmtree(run.output)
+    small, large = np.zeros(HW, bool), np.zeros(HW, bool)
+    small[5:9, 5:9] = large[3:20, 3:20] = True
+    run = read_run(str(make_run([("a.jpg", HW, [np.ones(HW, bool), small, large, small])])))
+    report = export_masks(run, str(tmp_path / "out"), options=MasksOptions(max_area_ratio=0.5))
+    with PillowImage.open(tmp_path / "out" / "a.png") as picture:
+        assert picture.mode.startswith("I;16")
+        ids = np.asarray(picture)
+    expected = np.zeros(HW, int)
+    expected[large] = 3
+    expected[small] = 4
+    np.testing.assert_array_equal(ids, expected)
+    assert (report.num_masks, report.num_hidden) == (3, 1)

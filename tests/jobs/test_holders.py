@@ -1,0 +1,237 @@
+"""Lists that name images, and files that hold them: what is found, how it is called, how its bytes are got again."""
+
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from fakes import label_arguments, write_picture
+
+import jobs.ordering
+from jobs.options import Selection
+from jobs.reading import read_image
+from jobs.refs import ImageRef
+from jobs.sources import list_images
+from labeler import storage
+from labeler.errors import ImageError, OptionsError
+
+
+def find(place: Path | str, **selection: Any) -> list[ImageRef]:
+    listing = list_images(storage.path_to_uri(str(place)), selection=Selection(**selection))
+    refs = list(listing.read_refs())
+    assert len(refs) == listing.num_images
+    return refs
+
+
+def names(refs: list[ImageRef]) -> list[str]:
+    return [ref.file_name for ref in refs]
+
+
+def make_tar(path: Path, *members: tuple[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+@pytest.fixture
+def few(tmp_path: Path) -> Path:
+    """Three images in two folders, each holding its own name."""
+    for name in ("a.jpg", "sub/50% off.jpg", "sub/a.jpg"):
+        path = tmp_path / "few" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    return tmp_path / "few"
+
+
+def write_txt(path: Path, entries: list[str]) -> None:
+    path.write_text("\n".join(entries) + "\n")
+
+
+def write_csv(path: Path, entries: list[str]) -> None:
+    pd.DataFrame({"id": range(len(entries)), "uri": entries}).to_csv(path)
+
+
+def write_jsonl(path: Path, entries: list[str]) -> None:
+    path.write_text("".join(json.dumps({"uri": entry, "id": number}) + "\n" for number, entry in enumerate(entries)))
+
+
+def write_parquet(path: Path, entries: list[str]) -> None:
+    pd.DataFrame({"uri": entries, "id": range(len(entries))}).to_parquet(path)
+
+
+@pytest.mark.parametrize("write", [write_txt, write_csv, write_jsonl, write_parquet])
+def test_a_list_names_images_as_it_likes(few: Path, write: Callable[..., None]) -> None:
+    """Relative to its folder or --images-root, absolute, or a URI; the name is the entry; twice is two rows."""
+    entries = ["sub/a.jpg", "sub/50% off.jpg", "a.jpg", "a.jpg", str(few / "a.jpg"), storage.path_to_uri(few / "sub" / "a.jpg")]
+    path = few / f"list.{write.__name__.removeprefix('write_')}"
+    write(path, entries)
+    refs = find(path)
+    assert names(refs) == sorted(storage.encode_name(entry) for entry in entries)
+    by_name = {"a.jpg": b"a.jpg", "sub/50%25 off.jpg": b"sub/50% off.jpg", "sub/a.jpg": b"sub/a.jpg"}
+    assert [read_image(ref) for ref in refs if ref.file_name in by_name] == [
+        b"a.jpg",
+        b"a.jpg",
+        b"sub/50% off.jpg",
+        b"sub/a.jpg",
+    ]
+    if write is not write_txt:
+        assert [ref.source_id for ref in refs if ref.file_name == "a.jpg"] == ["2", "3"]
+    moved = path.rename(few.parent / path.name)
+    with pytest.raises(OptionsError, match="--images-root"):
+        _find_relative(moved, write, ["sub/a.jpg"])
+    assert names(find(moved, images_root=storage.path_to_uri(few))) == ["sub/a.jpg"]
+
+
+def _find_relative(path: Path, write: Callable[..., None], entries: list[str]) -> list[ImageRef]:
+    write(path, entries)
+    return find(path)
+
+
+def test_a_list_s_own_columns_are_kept(few: Path) -> None:
+    """As texts, under their names, null as null; one that is not there is refused, and one that would hide ours."""
+    rows = [{"uri": "a.jpg", "label": "cat", "box": [1, 2]}, {"uri": "sub/a.jpg", "label": None, "box": []}]
+    (few / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    refs = find(few / "list.jsonl", keep_columns=("label", "box"))
+    assert [json.loads(ref.kept or "") for ref in refs] == [{"label": "cat", "box": "[1, 2]"}, {"label": None, "box": "[]"}]
+    with pytest.raises(OptionsError, match="has no colour; it has uri, label, box"):
+        find(few / "list.jsonl", keep_columns=("colour",))
+    with pytest.raises(OptionsError, match="a column width of its own"):
+        find(few / "list.jsonl", keep_columns=("width",))
+
+
+def test_coco_images_keep_their_ids(few: Path) -> None:
+    """Found under --images-root, whatever stands around the list of images and wherever it stands."""
+    images = [{"id": 7, "file_name": "sub/a.jpg", "license": 3}, {"id": "x", "file_name": "a.jpg", "license": 1}]
+    annotations = [{"id": number, "segmentation": [[1.5] * 1000]} for number in range(300)]
+    content = {"info": {"images": [1]}, "year": 2017, "annotations": annotations, "images": images, "categories": []}
+    path = few.parent / "instances.json"
+    path.write_text(json.dumps(content, indent=1))
+    refs = find(path, images_root=storage.path_to_uri(few), keep_columns=("license",))
+    assert [(ref.file_name, ref.source_id, ref.kept) for ref in refs] == [
+        ("a.jpg", "x", '{"license": "1"}'),
+        ("sub/a.jpg", "7", '{"license": "3"}'),
+    ]
+    assert [read_image(ref) for ref in refs] == [b"a.jpg", b"sub/a.jpg"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"a": 1}', '{"images": [', '{"images": [{"id": 1}]}', "not json"])
+def test_what_is_no_list_of_images_is_refused(tmp_path: Path, text: str) -> None:
+    """With a sentence."""
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(OptionsError, match=r"x\.json"):
+        find(tmp_path / "x.json")
+
+
+def test_members_of_an_archive_are_read_by_their_place(tmp_path: Path) -> None:
+    """Members of equal names are two images; other members are skipped; names of any bytes; only their own bytes are read."""
+    odd = "caf\udce9 50%::x.png"
+    members = [
+        ("0.jpg", b"zero"),
+        ("0.json", b"{}"),
+        ("./b/1.PNG", b"one"),
+        ("0.jpg", b"other"),
+        (odd, b"odd"),
+        ("x" * 150 + ".jpg", b"l"),
+    ]
+    path = make_tar(tmp_path / "a.tar", *members)
+    refs = find(path)
+    assert sorted(names(refs)) == sorted(
+        ["a.tar/0.jpg", "a.tar/0.jpg", "a.tar/b/1.PNG", "a.tar/caf%E9 50%25::x.png", f"a.tar/{'x' * 150}.jpg"]
+    )
+    assert [read_image(ref) for ref in refs if ref.file_name == "a.tar/0.jpg"] == [b"zero", b"other"]
+    assert {read_image(ref) for ref in refs} == {b"zero", b"other", b"one", b"odd", b"l"}
+    assert {ref.uri for ref in refs} >= {f"tar://0.jpg::{storage.path_to_uri(path)}"}
+    for ref in refs:  # As somebody's list would name it.
+        assert read_image(ImageRef(uri=ref.uri, file_name="x")) in {b"other", b"one", b"odd", b"l"}
+    make_tar(path, ("0.jpg", b"changed"))
+    with pytest.raises(ImageError, match="changed"):
+        read_image(refs[0])
+
+
+def test_a_folder_of_archives_is_their_images(tmp_path: Path) -> None:
+    """Also by a glob; but beside images archives are skipped, and a compressed or broken one is refused."""
+    for name in ("01", "00"):
+        make_tar(tmp_path / f"{name}.tar", ("x.jpg", name.encode()))
+    assert names(find(tmp_path)) == ["00.tar/x.jpg", "01.tar/x.jpg"]
+    assert names(find(f"{tmp_path}/*1.tar")) == ["01.tar/x.jpg"]
+    (tmp_path / "z.jpg").write_bytes(b"z")
+    listing = list_images(storage.path_to_uri(tmp_path), selection=Selection())
+    assert (listing.num_images, listing.skipped) == (1, {".tar": 2})
+    (tmp_path / "c.tar").write_bytes((tmp_path / "00.tar").read_bytes()[:700])
+    (tmp_path / "d.tar.gz").write_bytes(b"")
+    for name in ("c.tar", "d.tar.gz"):
+        with pytest.raises(OptionsError, match=name):
+            print(names(find(tmp_path / name)))
+
+
+@pytest.mark.parametrize("is_struct", [True, False])
+def test_rows_that_hold_images(tmp_path: Path, is_struct: bool) -> None:
+    """As Hugging Face writes them: the row's number names the image, wherever its row group is; other columns can be kept."""
+    data = [f"image {number}".encode() for number in range(12)]
+    values = [{"bytes": value, "path": f"{value!r}.jpg"} for value in data] if is_struct else data
+    table = pa.table({"image": values, "label": list(range(12))})
+    pq.write_table(table, tmp_path / "train-0.parquet", row_group_size=5)
+    refs = find(tmp_path, keep_columns=("label",))
+    assert names(refs) == sorted(f"train-0.parquet/{number}" for number in range(12))
+    for ref in refs:
+        number = int(ref.file_name.rpartition("/")[2])
+        assert read_image(ref) == data[number]
+        assert ref.uri == f"{storage.path_to_uri(tmp_path / 'train-0.parquet')}#row={number}"
+        assert json.loads(ref.kept or "") == {"label": str(number)}
+    pq.write_table(pa.table({"a": data, "b": data}), tmp_path / "train-0.parquet")
+    with pytest.raises(OptionsError, match="--image-column"):
+        find(tmp_path)
+    assert read_image(find(tmp_path, image_column="b")[3], image_column="b") == b"image 11"
+
+
+def test_a_glob_is_a_path_with_stars(few: Path) -> None:
+    """A star stops at a slash, two do not; the name begins after the fixed folders; a real folder with a star in it is one."""
+    assert names(find(f"{few}/*.jpg")) == ["a.jpg"]
+    assert names(find(f"{few}/**/*.jpg")) == ["a.jpg", "sub/50%25 off.jpg", "sub/a.jpg"]
+    assert names(find(f"{few}/sub/[a-c].jpg")) == ["a.jpg"]
+    assert names(find(f"{few.parent}/f?w/sub/*")) == ["few/sub/50%25 off.jpg", "few/sub/a.jpg"]
+    (few / "s*b").mkdir()
+    (few / "s*b" / "x.jpg").write_bytes(b"x")
+    assert names(find(f"{few}/s*b")) == ["x.jpg"]
+
+
+def test_any_number_of_images_is_sorted_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs on disk, merged: the same as sorting at once, equal names in the order in which they were found."""
+    monkeypatch.setattr(jobs.ordering, "_IMAGES_PER_RUN", 50)
+    monkeypatch.setattr(jobs.ordering, "_IMAGES_PER_BLOCK", 7)
+    refs = [ImageRef(uri=str(number), file_name=f"é{number * 37 % 101}" if number % 3 else "same") for number in range(333)]
+    seen: list[int] = []
+    source, count = jobs.ordering.sort_refs(iter(refs), on_progress=seen.append)
+    expected = sorted(refs, key=lambda ref: ref.file_name.encode())
+    assert count == 333
+    assert seen == [50, 100, 150, 200, 250, 300, 333]
+    for _ in range(2):
+        assert [uri for batch in source for uri in batch["uri"].to_pylist()] == [ref.uri for ref in expected]
+    short, count = jobs.ordering.sort_refs(iter(refs), limit=60)
+    assert count == 60
+    assert [uri for batch in short for uri in batch["uri"].to_pylist()] == [ref.uri for ref in expected][:60]
+
+
+def test_kept_columns_stand_in_the_images_table(tmp_path: Path, model_folder: Path, run_jobs: Callable[..., Any]) -> None:
+    """From a list to the table, beside the list's ids, and the run is whole."""
+    for number in range(3):
+        write_picture(tmp_path / "in" / f"{number}.png", seed=number)
+    rows = [{"uri": f"{number}.png", "id": 10 - number, "split": "train" if number else None} for number in range(3)]
+    (tmp_path / "in" / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    command = label_arguments(tmp_path / "in" / "list.jsonl", tmp_path / "out", model_folder, "--keep-columns", "split")
+    done = run_jobs(*command, "--images-per-shard", 2, "--workers", 1)
+    assert done.returncode == 0, done.stderr
+    images = pd.read_parquet(tmp_path / "out" / "images")
+    assert images["source_id"].tolist() == ["10", "9", "8"]
+    assert images["split"].isna().tolist() == [True, False, False]
+    checked = run_jobs("verify", tmp_path / "out")
+    assert checked.returncode == 0, checked.stdout

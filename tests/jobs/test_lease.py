@@ -1,0 +1,149 @@
+"""One driver at a time, by storage alone; a worker that was written off writes nothing."""
+
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import jobs.lease
+from jobs.lease import (
+    Lease,
+    LeaseHolder,
+    LeaseLostError,
+    Permit,
+    ProcessName,
+    check_permit,
+    is_process_alive,
+    name_process,
+    read_lease,
+)
+from labeler import storage
+from labeler.errors import StorageError
+
+ELSEWHERE = ProcessName("another machine", 1, "1")
+
+
+@pytest.fixture(autouse=True)
+def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in (("BEAT_S", 0.05), ("LAPSE_S", 0.6), ("_SETTLE_S", 0.05)):
+        monkeypatch.setattr(jobs.lease, name, seconds)
+
+
+def write(output: Path, lease: Lease) -> None:
+    import json
+    from dataclasses import asdict
+
+    storage.write_bytes(str(output / "lease.json"), json.dumps(asdict(lease)).encode())
+
+
+def test_a_second_driver_is_refused_while_the_first_lives(tmp_path: Path) -> None:
+    """At once on the same machine; where it is given back, the next has it."""
+    said: list[str] = []
+    with LeaseHolder(str(tmp_path), say=said.append) as first:
+        first.take()
+        first.take()
+        begin = time.monotonic()
+        with pytest.raises(StorageError, match="another driver is at work"):
+            LeaseHolder(str(tmp_path), say=said.append).take()
+        assert time.monotonic() - begin < 0.5
+    assert not (tmp_path / "lease.json").exists()
+    with LeaseHolder(str(tmp_path), say=said.append) as second:
+        second.take()
+    assert said == []
+
+
+def test_a_driver_on_another_machine_lives_while_its_number_moves(tmp_path: Path) -> None:
+    """Nobody's clock is compared with anybody's."""
+    other = Lease("other", ELSEWHERE)
+    write(tmp_path, other)
+    threading.Timer(0.2, lambda: write(tmp_path, replace(other, beat=1))).start()
+    with pytest.raises(StorageError, match="pid 1 on another"):
+        LeaseHolder(str(tmp_path), say=lambda text: None).take()
+
+
+def test_a_dead_drivers_lease_lapses(tmp_path: Path) -> None:
+    """It is waited for, and that is said; no waiting where the process is known to be dead on this machine."""
+    said: list[str] = []
+    write(tmp_path, Lease("other", ELSEWHERE))
+    begin = time.monotonic()
+    with LeaseHolder(str(tmp_path), say=said.append) as holder:
+        holder.take()
+        assert time.monotonic() - begin > jobs.lease.LAPSE_S
+    assert "waiting" in said[0]
+
+    code = "from jobs.lease import name_process; n = name_process(); print(n.machine, n.pid, n.started, sep='|')"
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
+    )
+    machine, pid, started = answer.stdout.strip().split("|")
+    dead = ProcessName(machine, int(pid), started)
+    if not started:
+        pytest.skip("this system does not say when a process started")
+    assert (is_process_alive(dead), is_process_alive(name_process()), is_process_alive(ELSEWHERE)) == (False, True, None)
+    write(tmp_path, Lease("other", dead))
+    begin = time.monotonic()
+    with LeaseHolder(str(tmp_path), say=said.append) as holder:
+        holder.take()
+    assert time.monotonic() - begin < 0.5
+
+
+def test_of_two_that_come_at_once_one_has_it(tmp_path: Path) -> None:
+    """Never both for longer than a beat, whatever the order of their writes."""
+    holders = [LeaseHolder(str(tmp_path), say=lambda text: None) for _ in range(4)]
+
+    def take(holder: LeaseHolder) -> None:
+        try:
+            holder.take()
+        except StorageError:
+            refused.append(holder)
+
+    refused: list[LeaseHolder] = []
+    threads = [threading.Thread(target=take, args=(holder,)) for holder in holders]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    time.sleep(0.3)
+    having = [holder for holder in holders if holder not in refused and not holder.is_lost()]
+    assert len(having) == 1
+    for holder in holders:
+        holder.release()
+    assert not (tmp_path / "lease.json").exists()
+
+
+def test_a_driver_that_slept_finds_that_another_has_the_folder(tmp_path: Path) -> None:
+    """It stops, and does not take the other's lease away when it leaves."""
+    with LeaseHolder(str(tmp_path), say=lambda text: None) as holder:
+        holder.take()
+        write(tmp_path, Lease("other", ELSEWHERE))
+        time.sleep(0.3)
+        if not holder.is_lost():  # Its own beat came after that write: then the file is its own again.
+            write(tmp_path, Lease("other", ELSEWHERE))
+            time.sleep(0.3)
+        assert holder.is_lost()
+        with pytest.raises(LeaseLostError, match="belongs to another driver"):
+            holder.check()
+    found = read_lease(str(tmp_path))
+    assert found is not None
+    assert found.driver == "other"
+
+
+def test_a_worker_that_was_written_off_may_not_write(tmp_path: Path) -> None:
+    """Nor one of a driver that is gone; others may."""
+    output = str(tmp_path)
+    check_permit(output, None)
+    with pytest.raises(LeaseLostError):
+        check_permit(output, Permit("x", 1))
+    with LeaseHolder(output, say=lambda text: None) as holder:
+        holder.take()
+        check_permit(output, Permit(holder.driver, 1))
+        holder.write_off(1)
+        check_permit(output, Permit(holder.driver, 2))
+        with pytest.raises(LeaseLostError, match="written off"):
+            check_permit(output, Permit(holder.driver, 1))
+        with pytest.raises(LeaseLostError):
+            check_permit(output, Permit("another", 2))

@@ -1,0 +1,277 @@
+"""Object stores over HTTP: real servers, files of other tools, and one job from bucket to bucket."""
+
+import json
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import stores
+from fakes import QUICK, write_picture
+
+from jobs.options import Selection
+from jobs.reading import read_image
+from jobs.sources import list_images
+from labeler import storage
+from labeler.errors import OptionsError, StorageError, StorageRefusedError
+from labeler.store_errors import sort_store_error
+from labeler.stores import find_bucket, hide_secrets, parse_store_options, use_store_options
+
+boto3 = pytest.importorskip("boto3", reason="needs boto3 and moto's server")
+pytest.importorskip("moto.server", reason="needs moto's server")
+pytest.importorskip("s3fs", reason="needs the extra s3")
+
+NAMES = [
+    "plain.jpg",
+    "50% off.jpg",
+    "a%20b.jpg",
+    "what#fragment?query.jpg",
+    "sub/-rf 'quote\".jpg",
+    "größe 日本.jpg",
+    "sub//double.jpg",
+    "x" * 200 + ".jpg",
+]
+
+
+@pytest.fixture(scope="module")
+def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An S3 server with nothing in it."""
+    with stores.serve_s3(tmp_path_factory.mktemp("s3")) as url:
+        yield url
+
+
+@pytest.fixture
+def s3(endpoint: str) -> Iterator[Any]:
+    """Another tool's view of the server; this process opens it with options as the command line would."""
+    client = boto3.client(
+        "s3",
+        endpoint_url=endpoint,
+        region_name="us-east-1",
+        aws_access_key_id=stores.S3_KEYS["key"],
+        aws_secret_access_key=stores.S3_KEYS["secret"],
+    )
+    for bucket in ("photos", "labels"):
+        client.create_bucket(Bucket=bucket)
+    use_store_options({"": {**stores.S3_KEYS, "endpoint_url": endpoint}})
+    yield client
+    use_store_options({})
+    client.close()
+    urllib.request.urlopen(urllib.request.Request(f"{endpoint}/moto-api/reset", method="POST")).close()
+
+
+def test_every_key_of_another_tool_is_listed_and_opens_again(s3: Any) -> None:
+    """Percent signs, hashes, question marks and all; also what is written by us is found by the other tool."""
+    for name in NAMES:
+        s3.put_object(Bucket="photos", Key=f"in/{name}", Body=name.encode())
+    s3.put_object(Bucket="photos", Key="in/folder/", Body=b"")  # As consoles mark folders.
+    s3.put_object(Bucket="photos", Key="in-other/a.jpg", Body=b"")
+    files = list(storage.list_files("s3://photos/in"))
+    assert {file.path for file in files} == set(NAMES)
+    for file in files:
+        assert storage.read_bytes(file.uri).decode() == file.path
+        assert storage.stat_file(file.uri).etag == file.etag
+        assert storage.path_to_uri(file.uri) == file.uri
+        storage.write_bytes(storage.join("s3://labels/copy", file.path), b"copy")
+        assert s3.get_object(Bucket="labels", Key=f"copy/{file.path}")["Body"].read() == b"copy"
+    assert storage.read_bytes("s3://photos/in/plain.jpg", offset=2, length=3) == b"ain"
+    assert storage.read_bytes("s3://photos/in/50% off.jpg") == b"50% off.jpg"  # As a person types it.
+
+
+def test_folders_of_a_bucket(s3: Any) -> None:
+    """Where a key goes on below a name there is a folder; deleting twice is fine; what is not there is missing."""
+    s3.put_object(Bucket="photos", Key="a/b/c.jpg", Body=b"x")
+    assert storage.is_folder("s3://photos")
+    assert storage.is_folder("s3://photos/a/b")
+    assert not storage.is_folder("s3://photos/a/b/c.jpg")
+    assert not storage.is_folder("s3://photos/a/no")
+    assert storage.exists("s3://photos/a/b/c.jpg")
+    assert storage.exists("s3://photos/a")
+    assert not storage.exists("s3://photos/none")
+    for _ in range(2):
+        storage.delete("s3://photos/a/b/c.jpg")
+    for read in (storage.read_bytes, storage.stat_file):
+        with pytest.raises(FileNotFoundError):
+            read("s3://photos/a/b/c.jpg")
+
+
+def test_a_listing_longer_than_a_page(s3: Any) -> None:
+    """A page of S3 has a thousand keys."""
+    for number in range(1005):
+        s3.put_object(Bucket="photos", Key=f"many/{number}.jpg", Body=b"")
+    assert sum(1 for _file in storage.list_files("s3://photos/many")) == 1005
+
+
+def test_a_bucket_that_is_gone_is_refused_at_once(s3: Any) -> None:
+    """Never an image's fault, and nothing makes it anew."""
+    for call in (storage.read_bytes, lambda uri: storage.write_bytes(uri, b"x"), lambda uri: list(storage.list_files(uri))):
+        with pytest.raises(StorageRefusedError, match="NoSuchBucket"):
+            call("s3://never-made/a.jpg")
+    assert "never-made" not in {bucket["Name"] for bucket in s3.list_buckets()["Buckets"]}
+
+
+def test_a_store_that_does_not_answer_may_answer_later() -> None:
+    """Nobody listens there: to be tried again."""
+    use_store_options({"": {**stores.S3_KEYS, "endpoint_url": f"http://127.0.0.1:{stores.find_port()}", "retries": 1}})
+    start = time.monotonic()
+    try:
+        with pytest.raises(StorageError) as fault:
+            storage.read_bytes("s3://photos/a.jpg")
+    finally:
+        use_store_options({})
+    assert not isinstance(fault.value, StorageRefusedError)
+    assert time.monotonic() - start < 60
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "expected"),
+    [
+        ("NoSuchKey", 404, FileNotFoundError),
+        ("404", 404, FileNotFoundError),
+        ("AccessDenied", 403, PermissionError),
+        ("403", 403, PermissionError),
+        ("ExpiredToken", 400, StorageRefusedError),
+        ("InvalidAccessKeyId", 403, StorageRefusedError),
+        ("SignatureDoesNotMatch", 403, StorageRefusedError),
+        ("NoSuchBucket", 404, StorageRefusedError),
+        ("InternalError", 500, StorageError),
+        ("SlowDown", 503, StorageError),
+        ("ServiceUnavailable", 503, StorageError),
+        ("RequestTimeout", 400, StorageError),
+    ],
+)
+def test_errors_are_sorted_by_what_the_store_said(code: str, status: int, expected: type[Exception]) -> None:
+    """As s3fs passes them on: its own class outside, botocore's answer as the cause."""
+    from botocore.exceptions import ClientError
+    from s3fs.errors import translate_boto_error
+
+    response: Any = {"Error": {"Code": code, "Message": "no"}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    for error in (ClientError(response, "GetObject"), translate_boto_error(ClientError(response, "GetObject"))):
+        assert type(sort_store_error(error, uri="s3://b/k")) is expected
+
+
+def test_options_reach_their_place_and_secrets_no_text() -> None:
+    """For everywhere, a word or a URL; a bad one is refused without its value."""
+    assert find_bucket("s3://in/list.csv") == find_bucket("s3://in") == "s3://in"
+    texts = ["anon=true", "input.profile=work", "output.secret=hush-hush", 's3://b.client_kwargs={"region_name": "eu"}']
+    options = parse_store_options(texts, places={"input": "s3://in", "output": "s3://out/x", "model": None})
+    assert options == {
+        "": {"anon": True},
+        "s3://in": {"profile": "work"},
+        "s3://out/x": {"secret": "hush-hush"},
+        "s3://b": {"client_kwargs": {"region_name": "eu"}},
+    }
+    use_store_options(options)
+    try:
+        assert hide_secrets("key hush-hush of work") == "key *** of work"
+    finally:
+        use_store_options({})
+    for text in ("hush-hush", "elsewhere.secret=hush-hush", "=hush-hush"):
+        with pytest.raises(OptionsError) as refusal:
+            parse_store_options([text], places={"input": None})
+        assert "hush-hush" not in str(refusal.value)
+    with pytest.raises(OptionsError, match="password") as refusal:
+        storage.read_bytes("s3://key:hush-hush@bucket/a.jpg")
+    assert "hush" not in str(refusal.value)
+
+
+def test_an_input_in_a_bucket(s3: Any) -> None:
+    """A prefix, a glob, and a list of URIs name the same images; each has the store's own ETag where it was listed."""
+    for name in ("train/a.jpg", "train/b %.png", "val/a.jpg", "notes.txt"):
+        s3.put_object(Bucket="photos", Key=f"set/{name}", Body=name.encode())
+    whole = list_images("s3://photos/set", selection=Selection())
+    assert [ref.file_name for ref in whole.read_refs()] == ["train/a.jpg", "train/b %25.png", "val/a.jpg"]
+    assert all(ref.etag == storage.stat_file(ref.uri).etag for ref in whole.read_refs())
+    glob = list_images("s3://photos/set/*/a.jpg", selection=Selection())
+    assert [ref.file_name for ref in glob.read_refs()] == ["train/a.jpg", "val/a.jpg"]
+    uris = [ref.uri for ref in whole.read_refs()]
+    s3.put_object(Bucket="photos", Key="list.csv", Body=pd.DataFrame({"uri": uris}).to_csv().encode())
+    listed = list_images("s3://photos/list.csv", selection=Selection())
+    assert sorted(read_image(ref) for ref in listed.read_refs()) == sorted(read_image(ref) for ref in whole.read_refs())
+
+
+def test_a_job_from_bucket_to_bucket(
+    s3: Any, endpoint: str, model_folder: Path, tmp_path: Path, run_jobs: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    """Images that boto3 wrote, masks that pandas reads from s3://; the model from a bucket too; no secret anywhere."""
+    for number in range(5):
+        path = write_picture(tmp_path / f"{number}.png", seed=number)
+        s3.upload_file(str(path), "photos", f"in/{'ab'[number % 2]}/50% {number}.png")
+    storage.copy_folder(str(model_folder), target="s3://labels/model")
+    config = tmp_path / "store.toml"
+    secret = stores.S3_KEYS["secret"]
+    config.write_text(f'storage-options = ["secret={secret}", "key={stores.S3_KEYS["key"]}"]\n')
+    command = ["label", "--input", "s3://photos/in", "--output", "s3://labels/run", "--model", "s3://labels/model", *QUICK]
+    more = ["--images-per-shard", 2, "--workers", 1, "--config", config, "--storage-options", f"endpoint_url={endpoint}"]
+    # What is typed replaces what the file says, so the keys come by the environment here.
+    keys = {
+        "AWS_ACCESS_KEY_ID": stores.S3_KEYS["key"],
+        "AWS_SECRET_ACCESS_KEY": secret,
+        "SAM_LABELER_CACHE": str(tmp_path / "c"),
+    }
+    done = run_jobs(*command, *more, **keys)
+    assert done.returncode == 0, done.stderr
+    options = {**stores.S3_KEYS, "client_kwargs": {"endpoint_url": endpoint}}
+    images = pd.read_parquet("s3://labels/run/images", storage_options=options)
+    masks = pd.read_parquet("s3://labels/run/masks", storage_options=options)
+    assert images["image_id"].tolist() == [1, 2, 3, 4, 5]
+    assert (images["status"] == "ok").all()
+    assert images["file_name"].tolist()[0] == "a/50%25 0.png"
+    assert len(masks) == images["num_masks"].sum() > 0
+    assert np.array_equal(np.unique(masks["image_id"]), images["image_id"])
+    written = list(storage.list_files("s3://labels/run"))
+    assert len(written) > 6
+    for file in written:
+        assert secret.encode() not in storage.read_bytes(file.uri)
+    assert secret not in done.stdout + done.stderr
+    assert "storage_options" not in json.loads(storage.read_bytes("s3://labels/run/run.json"))
+    where = ["s3://labels/run", "--storage-options", f"endpoint_url={endpoint}"]
+    for again in (run_jobs(*command, *more, **keys), run_jobs("status", *where, **keys), run_jobs("verify", *where, **keys)):
+        assert again.returncode == 0, again.stdout + again.stderr
+
+
+def test_azure_over_http(tmp_path: Path) -> None:
+    """Another tool's blobs are listed, read and written; errors are sorted as S3's are."""
+    program = stores.find_azurite()
+    if program is None:
+        pytest.skip("needs azurite (npm install azurite; its bin folder on the path or in AZURITE_BIN)")
+    pytest.importorskip("adlfs", reason="needs the extra azure")
+    blob = pytest.importorskip("azure.storage.blob")
+    with stores.serve_azure(tmp_path, program) as url:
+        parts = [f"AccountName={stores.AZURE_ACCOUNT}", f"AccountKey={stores.AZURE_KEY}", f"BlobEndpoint={url}"]
+        connection = ";".join(["DefaultEndpointsProtocol=http", *parts])
+        client = blob.BlobServiceClient.from_connection_string(connection).create_container("photos")
+        for name in NAMES:
+            client.upload_blob(f"in/{name}", name.encode())
+        use_store_options({"az": {}, "": {"connection_string": connection}})
+        try:
+            files = list(storage.list_files("az://photos/in"))
+            assert {file.path for file in files} == set(NAMES)
+            for file in files:
+                assert storage.read_bytes(file.uri).decode() == file.path
+                assert (storage.stat_file(file.uri).etag or "").strip('"') == file.etag
+            storage.write_bytes("az://photos/out/50%25.bin", b"data")
+            assert client.download_blob("out/50%.bin").readall() == b"data"
+            assert storage.is_folder("az://photos/in/sub")
+            assert not storage.exists("az://photos/none")
+            with pytest.raises(FileNotFoundError):
+                storage.read_bytes("az://photos/none.jpg")
+            with pytest.raises((StorageRefusedError, FileNotFoundError)):
+                storage.read_bytes("az://never-made/none.jpg")
+        finally:
+            use_store_options({})
+            client.close()
+
+
+def test_the_door_needs_no_store_s_library() -> None:
+    """Who works on local files installs none of them."""
+    code = "import sys, labeler.storage, jobs.sources; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
+    )
+    assert not {"s3fs", "boto3", "botocore", "adlfs", "gcsfs"} & set(loaded.stdout.split())

@@ -26,7 +26,7 @@ ifneq ($(wildcard labeler/assets/tiny/model.json),)
 DEMO_MODEL := tiny
 else
 DEMO_MODEL := demo/model
-DEMO_OPTIONS := --points-per-side 24 --pred-iou-thresh 0.3 --stability-score-thresh 0.4 --stability-score-offset 0.3 --min-mask-region-area 100
+DEMO_OPTIONS := --points-per-side 24 --pred-iou-thresh 0.25 --stability-score-thresh 0.3 --stability-score-offset 0.3 --min-mask-region-area 100
 demo: demo/model
 endif
 

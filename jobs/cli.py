@@ -83,13 +83,13 @@ def label(
 
     Examples::
 
-        python -m jobs label --input photos --output labels --model tiny
+        python -m jobs label --input photos --output labels --model models/vit_b
         python -m jobs label --input photos --output labels --model vit_b --workers 8 --cpus-per-worker 2
 
     Args:
         input: The folder of images; listed once, with all its subfolders.
         output: The folder to write: two Parquet tables, masks and images, and all that a resume needs.
-        model: A folder made by `labeler convert`, its URI, `tiny` (comes with this package), or vit_b, vit_l, vit_h.
+        model: A folder made by `labeler convert`, its URI, `tiny` (to be embedded; not in this version), or vit_b, vit_l, vit_h.
         config: A TOML file that sets any option of this page; what is typed wins.
         dry_run: Count the images, time a few, say how long the job would take, and write nothing.
         retry_failed: Label failed images again, all, or those of these kinds of error: `timeout,worker_died`.

@@ -30,7 +30,7 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 
-_MODEL_HELP = "The model: a folder made by `convert`, its URI, `tiny` (comes with this package), or vit_b, vit_l, vit_h."
+_MODEL_HELP = "The model: a folder made by `convert`, its URI, `tiny` (to be embedded; not in this version), or vit_b, vit_l, vit_h."
 _Model = Annotated[str, Parameter(help=_MODEL_HELP)]
 _Threads = Annotated[int | None, Parameter(help="CPU threads to compute with. Default: all this process may use.")]
 _Points = Annotated[tuple[str, ...], Parameter(negative=(), metavar="X,Y", show_default=False, n_tokens=1)]
@@ -84,7 +84,7 @@ def masks(
     Differs from amg.py in one thing: bbox and area are pycocotools' own of the mask (amg.py's boxes are a pixel short).
 
     ```
-    python -m labeler masks photo.jpg --model tiny --output masks.json --overlay masks.png
+    python -m labeler masks photo.jpg --model models/vit_b --output masks.json --overlay masks.png
     python -m labeler masks photo.jpg --model vit_b --output masks.json --points-per-side 16 --crop-n-layers 1
     ```
 
@@ -131,8 +131,8 @@ def prompt(
     """Find the one mask that points or a box ask for, and write it as a black and white PNG of the photo's size.
 
     ```
-    python -m labeler prompt photo.jpg --model tiny --point 500,375 --output mask.png
-    python -m labeler prompt photo.jpg --model tiny --box 425,600,700,875 --negative 575,750 --output mask.png
+    python -m labeler prompt photo.jpg --model models/vit_b --point 500,375 --output mask.png
+    python -m labeler prompt photo.jpg --model models/vit_b --box 425,600,700,875 --negative 575,750 --output mask.png
     ```
 
     Args:

@@ -17,9 +17,10 @@ MIN_SIZE = 100
 def segment_pooled(pixels: NDArray[np.uint8], *, seed: int = 0) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """All segments of (H, W, 3) uint8 at all scales as COCO RLE dicts: the largest first, and in random order."""
     rles: list[dict[str, Any]] = []
+    areas: list[int] = []
     for scale in SCALES:
         labels = felzenszwalb(pixels, scale=scale, min_size=MIN_SIZE)
         rles += [coco_masks.encode(np.asfortranarray(labels == i, dtype=np.uint8)) for i in range(int(labels.max()) + 1)]
-    areas = coco_masks.area(rles)
-    order = np.argsort(-areas.astype(np.int64), kind="stable")
+        areas += np.bincount(labels.ravel()).tolist()
+    order = np.argsort(-np.array(areas), kind="stable")
     return [rles[i] for i in order], [rles[i] for i in np.random.default_rng(seed).permutation(len(rles))]

@@ -55,16 +55,20 @@ def write_state(run: Path, *, folder: Path) -> Path:
 
 
 def choose_thresholds(predictor: Predictor, scenes: Sequence[Scene]) -> dict[str, float]:
-    """The thresholds of the best F1: masks that fit a region among all masks, regions found among all regions."""
+    """The thresholds of the best F2 of precision (masks that fit a region) and recall (regions that a mask fits).
+
+    Recall counts more, for a mask too many can be dropped by its scores, one that was not kept can't be had back.
+    """
     scores: dict[tuple[float, float, float], float] = {}
     for offset in OFFSET_CHOICES:
         answers = [_answer_all(predictor, scene, offset=offset) for scene in scenes]
         for pred_iou, stability in itertools.product(PRED_IOU_CHOICES, STABILITY_CHOICES):
             fitting, masks, found, regions = np.sum([_count_fits(*answer, pred_iou, stability) for answer in answers], axis=0)
-            score = 2.0 * fitting * found / max(fitting * regions + found * masks, 1)
+            precision, recall = fitting / max(masks, 1), found / regions
+            score = 5.0 * precision * recall / max(4.0 * precision + recall, 1e-9)
             scores[offset, pred_iou, stability] = score
-            told = (offset, pred_iou, stability, masks / len(scenes), fitting / max(masks, 1), found / regions, score)
-            logger.info("offset %.2f pred_iou %.2f stability %.2f: %.1f masks a scene, %.2f fit, %.2f found, F1 %.3f", *told)
+            told = (offset, pred_iou, stability, masks / len(scenes), precision, recall, score)
+            logger.info("offset %.2f pred_iou %.2f stability %.2f: %.1f masks a scene, %.2f fit, %.2f found, F2 %.3f", *told)
     offset, pred_iou, stability = max(scores, key=lambda key: scores[key])
     return {"pred_iou_thresh": pred_iou, "stability_score_thresh": stability, "stability_score_offset": offset}
 

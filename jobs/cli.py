@@ -89,7 +89,7 @@ def label(
     Args:
         input: The folder of images; listed once, with all its subfolders.
         output: The folder to write: two Parquet tables, masks and images, and all that a resume needs.
-        model: A folder made by `labeler convert`, its URI, `tiny` (to be embedded; not in this version), or vit_b, vit_l, vit_h.
+        model: A folder made by `labeler convert`, its URI, `tiny` (not in this version yet), or vit_b, vit_l, vit_h.
         config: A TOML file that sets any option of this page; what is typed wins.
         dry_run: Count the images, time a few, say how long the job would take, and write nothing.
         retry_failed: Label failed images again, all, or those of these kinds of error: `timeout,worker_died`.

@@ -30,9 +30,7 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 
-_MODEL_HELP = (
-    "The model: a folder made by `convert`, its URI, `tiny` (to be embedded; not in this version), or vit_b, vit_l, vit_h."
-)
+_MODEL_HELP = "The model: a folder made by `convert`, its URI, `tiny` (not in this version yet), or vit_b, vit_l, vit_h."
 _Model = Annotated[str, Parameter(help=_MODEL_HELP)]
 _Threads = Annotated[int | None, Parameter(help="CPU threads to compute with. Default: all this process may use.")]
 _Points = Annotated[tuple[str, ...], Parameter(negative=(), metavar="X,Y", show_default=False, n_tokens=1)]

@@ -20,7 +20,7 @@ from labeler.convert import build_sam
 ARCHITECTURE: dict[str, Any] = {
     "encoder": "pyramid",
     "image_size": 256,
-    "encoder_dims": [48, 96, 160, 256],
+    "encoder_dims": [48, 96, 160, 240],
     "encoder_depths": [2, 3, 2, 2],
     "prompt_embed_dim": 64,
     "mask_in_chans": 16,

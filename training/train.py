@@ -32,6 +32,7 @@ CHECKPOINT = "checkpoint.pth"
 WARMUP_STEPS = 200
 REFINED_A_SCENE = 4
 LEAST_RATE = 0.01
+LONGEST_STEP_S = 10.0  # a run that was stopped for a while has not trained meanwhile
 SAVE_EVERY_S = 180.0
 TELL_EVERY_STEPS = 50
 
@@ -128,7 +129,7 @@ def _train_stage(
         batch = {name: value.to(recipe.device, non_blocking=True) for name, value in next(batches).items()}
         told = _take_step(run, recipe, batch, progress=progress)
         now = time.monotonic()
-        run.step, run.trained_s, clock = run.step + 1, run.trained_s + now - clock, now
+        run.step, run.trained_s, clock = run.step + 1, run.trained_s + min(now - clock, LONGEST_STEP_S), now
         _tell(run, told, size=size)
         if now - saved > SAVE_EVERY_S:
             run.save(folder, architecture)

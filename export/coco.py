@@ -4,28 +4,32 @@
 
 The run is read through once, shard by shard. Annotations go to the file as they come, the images' few bytes wait in a
 temporary file until the end: memory does not grow with the run. Nothing but the run and the options goes into a file,
-so exporting again gives equal bytes. Annotation ids count through all files of an export.
+so exporting again gives equal bytes. Annotation ids count through all files of an export; masks that prompts asked for
+have their prompts' ids and categories.
 """
 
 import itertools
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import Field
 
 from export.polygons import counts_to_polygons
-from export.runs import Run
+from export.runs import Row, Run, iterate_rows
 from export.selection import ExportImage, ExportMask, Report, SelectionOptions, Split, Watch, select_images
 from labeler import rle, storage
-from labeler.errors import StorageError
+from labeler.errors import OptionsError, StorageError
 
 CATEGORY = {"id": 1, "name": "object", "supercategory": "object"}
-"""SAM's masks have no classes: everything is an object."""
+"""SAM's masks have no classes: everything is an object, unless it was asked for by a prompt that has one."""
 
 _SPOOL_BYTES = 1 << 24
 
@@ -44,6 +48,10 @@ class CocoOptions(SelectionOptions):
     polygon_fallback: Literal["rle", "drop"] = "rle"
     """What becomes of a mask that no polygon carries within that loss: 'rle' keeps it as run lengths."""
 
+    image_ids: Literal["input", "run"] | None = None
+    """'input': the ids images had in the COCO file or list that named them; 'run': 1, 2, 3 ... Not set: a COCO input's own,
+    else the run's."""
+
     images_per_file: Annotated[int, Field(ge=1)] | None = None
     """Begin another file after so many images: coco-00000.json, coco-00001.json ... Not set: one file."""
 
@@ -61,23 +69,59 @@ def export_coco(run: Run, target: str, *, options: CocoOptions, watch: Watch | N
         StorageError: a part can't be read, or a file can't be written.
     """
     report = Report()
+    is_coco = run.input.lower().endswith(".json") or (run.prompts is not None and run.prompts.has_image_ids)
+    has_own_ids = (options.image_ids or ("input" if is_coco else "run")) == "input"
+    if has_own_ids:
+        _check_source_ids(run)
     splits: tuple[Split, ...] = ("train", "val") if options.val_fraction else ("train",)
-    head = _to_json(_describe_export(run, options))
+    categories = _list_categories(run)
+    head = _to_json(_describe_export(run, options)) + ',\n"categories":[\n' + ",\n".join(map(_to_json, categories))
+    other = categories[-1]["id"]
     with ExitStack() as stack:
-        series = {split: _Series(target, split if options.val_fraction else None, head, options) for split in splits}
+        series = {split: _Series(target, split if options.val_fraction else None, head, other, options) for split in splits}
         for one in series.values():
             stack.enter_context(one.close_on_exit())
         for image in select_images(run, options=options, report=report, watch=watch):
-            series[image.split].add(image, report)
+            numbered = replace(image, image_id=int(image.source_id or 0)) if has_own_ids else image
+            series[image.split].add(numbered, report)
     report.num_stale_files = sum(one.count_stale() for one in series.values())
     return report, [name for one in series.values() for name in one.names]
+
+
+def _check_source_ids(run: Run) -> None:
+    """COCO wants whole numbers, and one image for each; eight bytes an image are held."""
+    rows = iterate_rows(run, table="images", columns=["file_name", "source_id", "status"])
+    ids = np.fromiter((_parse_source_id(row) for row in rows if row["status"] == "ok"), np.int64)
+    values, counts = np.unique(ids, return_counts=True)
+    if (counts > 1).any():
+        number = values[counts > 1][0]
+        raise OptionsError(f"several images have the id {number} in {run.input}; give them the run's with --image-ids run")
+
+
+def _parse_source_id(row: Row) -> int:
+    text = row["source_id"]
+    if text is None or not re.fullmatch(r"-?\d{1,18}", text):
+        raise OptionsError(f"{row['file_name']} has the id {text}, but COCO's are whole numbers; give --image-ids run")
+    return int(text)
+
+
+def _list_categories(run: Run) -> list[dict[str, Any]]:
+    """The categories of the prompts, and last that of masks without one, if there are any."""
+    if run.prompts is None:
+        return [CATEGORY]
+    given = list(run.prompts.categories)
+    taken = {category["id"] for category in given}
+    if not run.prompts.num_without_category:
+        return given
+    return [*given, CATEGORY | {"id": next(number for number in itertools.count(1) if number not in taken)}]
 
 
 class _Series:
     """The files of one split, one after the other: full ones are closed and get their names at once."""
 
-    def __init__(self, target: str, split: Split | None, head: str, options: CocoOptions) -> None:
+    def __init__(self, target: str, split: Split | None, head: str, other: int, options: CocoOptions) -> None:
         self._target, self._split, self._head, self._options = target, split, head, options
+        self._other_category_id = other
         self._num_images = 0
         self._num_masks_before = 0
         self._open = ExitStack()
@@ -96,7 +140,13 @@ class _Series:
         report.num_masks -= len(image.masks) - len(kept)
         self._file.add_image(image)
         for annotation_id, (mask, segmentation) in enumerate(kept, start=first_id):
-            self._file.add_mask(mask, segmentation, image_id=image.image_id, annotation_id=annotation_id)
+            self._file.add_mask(
+                mask,
+                segmentation,
+                image_id=image.image_id,
+                annotation_id=annotation_id if mask.prompt_id is None else mask.prompt_id,
+                category_id=self._other_category_id if mask.category_id is None else mask.category_id,
+            )
 
     def count_stale(self) -> int:
         """Files that go on where this series ends: a larger export was written here before."""
@@ -137,12 +187,12 @@ class _CocoFile:
         self._images.write(self._image_separator + _to_json(record).encode("ascii"))
         self._image_separator = b",\n"
 
-    def add_mask(self, mask: ExportMask, segmentation: object, *, image_id: int, annotation_id: int) -> None:
+    def add_mask(self, mask: ExportMask, segmentation: object, *, image_id: int, annotation_id: int, category_id: int) -> None:
         """Write an annotation."""
         record = {
             "id": annotation_id,
             "image_id": image_id,
-            "category_id": CATEGORY["id"],
+            "category_id": category_id,
             "segmentation": segmentation,
             "area": mask.area,
             "bbox": mask.bbox,
@@ -157,7 +207,7 @@ class _CocoFile:
 @contextmanager
 def _open_coco(name: str, head: str) -> Iterator[_CocoFile]:
     with tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES) as images, _open_whole(name) as file:
-        file.write(f'{{"info":{head},\n"categories":[\n{_to_json(CATEGORY)}\n],\n"annotations":['.encode("ascii"))
+        file.write(f'{{"info":{head}\n],\n"annotations":['.encode("ascii"))
         yield _CocoFile(file, images)
         images.seek(0)
         file.write(b'\n],\n"images":[')

@@ -7,21 +7,31 @@ at the end. The same export may be written over itself; another one would leave 
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
 
 from export.runs import Run, iterate_rows
-from export.selection import ExportImage, Report, SelectionOptions, name_image
+from export.selection import ExportImage, Report, SelectionOptions, Watch, name_image, select_images
 from labeler import storage
 from labeler.errors import OptionsError, StorageError
+from labeler.images import IMAGE_EXTENSIONS
+from labeler.pictures import find_picture_file, name_extension, read_picture
 
 Pictures = Literal["link", "copy", "none"]
 
 RECORD = ".export.json"
 """Hidden: no image can be called so, and readers of folders full of JSON pass it by."""
+
+
+class FolderOptions(SelectionOptions):
+    """What goes into a folder of labels and pictures."""
+
+    images: Pictures = "link"
+    """Put the pictures in by a symbolic link, as a copy (where a link is not possible, too) or not at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +41,12 @@ class Folder:
     Attributes:
         uri: the folder.
         shared_stems: labels of these names (without extension) would be of several images.
+        image_column: the column of Parquet files that pictures are read from.
     """
 
     uri: str
     shared_stems: frozenset[str]
+    image_column: str | None = None
 
     def name_label(self, name: str, suffix: str) -> str:
         """``a.jpg`` -> ``a.json``, but ``a.jpg.json`` where there is also an ``a.png``."""
@@ -49,28 +61,39 @@ class Folder:
         except (FileNotFoundError, PermissionError) as error:
             raise StorageError(f"{uri} can't be written: {error.strerror or error}") from error
 
-    def place_picture(self, image: ExportImage, name: str, *, how: Pictures, report: Report) -> None:
-        """Put the picture of an image into the folder. One that is not there any more is counted."""
+    def place_picture(self, image: ExportImage, name: str, *, how: Pictures, report: Report) -> str:
+        """Put the picture of an image into the folder. One that is not there any more is counted.
+
+        Returns:
+            Its name: what had no extension (a row of a Parquet file) gets that of its format.
+        """
         if how == "none":
-            return
-        source, target = storage.uri_to_path(image.uri), storage.uri_to_path(storage.join(self.uri, name))
+            return name
+        source = find_picture_file(image.uri) if how == "link" else None
+        target = storage.uri_to_path(storage.join(self.uri, name))
         try:
-            if how == "link" and source is not None and target is not None:
+            if source is not None and target is not None:
                 storage.stat_file(image.uri)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                temporary = target.with_name(f".{target.name[:100]}.{os.getpid()}.link")
-                with contextlib.suppress(FileNotFoundError):
-                    temporary.unlink()
-                temporary.symlink_to(source)
-                temporary.replace(target)
-                return
-            data = storage.read_bytes(image.uri)
+                _link(target, source)
+                return name
+            data = read_picture(image.uri, image_column=self.image_column)
         except (FileNotFoundError, PermissionError):
             report.num_pictures_missing += 1
-            return
+            return name
         except OSError as error:
             raise StorageError(f"{target} can't be written: {error.strerror or error}") from error
+        name = name if has_image_extension(name) else name + name_extension(data)
         self.write(name, data)
+        return name
+
+
+def _link(target: Path, source: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name[:100]}.{os.getpid()}.link")
+    with contextlib.suppress(FileNotFoundError):
+        temporary.unlink()
+    temporary.symlink_to(source)
+    temporary.replace(target)
 
 
 @contextlib.contextmanager
@@ -96,10 +119,46 @@ def open_folder(run: Run, target: str, *, kind: str, options: SelectionOptions, 
     if by_stem and shared:
         pair = " and ".join(sorted(shared[min(shared)])[:2])
         raise OptionsError(f"{pair} would share their labels: {kind} finds them by the name without its extension; rename one")
-    folder = Folder(target, frozenset(shared))
+    folder = Folder(target, frozenset(shared), run.image_column)
     _write_record(folder, record, complete=False)
     yield folder
     _write_record(folder, {**record, "num_shards_missing": run.num_missing_shards}, complete=True)
+
+
+def write_beside_pictures(
+    run: Run,
+    target: str,
+    *,
+    kind: str,
+    options: FolderOptions,
+    describe: Callable[[ExportImage, str, Report], bytes],
+    watch: Watch | None = None,
+) -> Report:
+    """Export a format of one JSON file beside each picture.
+
+    Args:
+        describe: gives the JSON of an image, told the name of its picture in that folder; counts in the report.
+
+    Raises:
+        OptionsError, StorageError: as ``open_folder``; also a part of the run can't be read.
+    """
+    report = Report()
+    with open_folder(run, target, kind=kind, options=options) as folder:
+        for image in select_images(run, options=options, report=report, watch=watch):
+            name = name_in_split(image, options=options)
+            picture = folder.place_picture(image, name, how=options.images, report=report)
+            folder.write(folder.name_label(name, ".json"), describe(image, picture.rpartition("/")[2], report) + b"\n")
+    return report
+
+
+def name_in_split(image: ExportImage, *, options: SelectionOptions) -> str:
+    """The name of an image in the folder: below ``train/`` or ``val/`` where there is a split."""
+    return f"{image.split}/{image.name}" if options.val_fraction else image.name
+
+
+def has_image_extension(name: str) -> bool:
+    """Whether a name ends as pictures do."""
+    return PurePosixPath(name).suffix.lower() in IMAGE_EXTENSIONS
 
 
 def drop_extension(name: str) -> str:

@@ -5,27 +5,25 @@ their way back. Holes are cut open (``export.polygons``).
 """
 
 import json
+from functools import partial
 from typing import Annotated
 
 from pydantic import Field
 
-from export.folders import Pictures, open_folder
+from export.folders import FolderOptions, write_beside_pictures
 from export.polygons import counts_to_polygons
 from export.runs import Run
-from export.selection import ExportImage, ExportMask, Report, SelectionOptions, Watch, select_images
+from export.selection import ExportImage, ExportMask, Report, Watch
 
 LABEL = "object"
 _FORMAT_VERSION = "5.5.0"
 
 
-class LabelmeOptions(SelectionOptions):
+class LabelmeOptions(FolderOptions):
     """What goes into the folder."""
 
     max_polygon_loss: Annotated[float, Field(ge=0.0, le=1.0)] = 0.02
     """The IoU a mask may lose as polygons; one that loses more is left out. 0 follows every pixel."""
-
-    images: Pictures = "link"
-    """Put the pictures in by a symbolic link, as a copy (where a link is not possible, too) or not at all."""
 
 
 def export_labelme(run: Run, target: str, *, options: LabelmeOptions, watch: Watch | None = None) -> Report:
@@ -35,29 +33,22 @@ def export_labelme(run: Run, target: str, *, options: LabelmeOptions, watch: Wat
         OptionsError: the folder is not empty, or a name does not fit into it.
         StorageError: a part can't be read, or a file can't be written.
     """
-    report = Report()
-    with open_folder(run, target, kind="labelme", options=options) as folder:
-        for image in select_images(run, options=options, report=report, watch=watch):
-            name = f"{image.split}/{image.name}" if options.val_fraction else image.name
-            record = _describe_image(image, options, report)
-            folder.write(
-                folder.name_label(name, ".json"), json.dumps(record, indent=1, allow_nan=False).encode("ascii") + b"\n"
-            )
-            folder.place_picture(image, name, how=options.images, report=report)
-    return report
+    describe = partial(_describe_image, options=options)
+    return write_beside_pictures(run, target, kind="labelme", options=options, describe=describe, watch=watch)
 
 
-def _describe_image(image: ExportImage, options: LabelmeOptions, report: Report) -> dict[str, object]:
+def _describe_image(image: ExportImage, picture: str, report: Report, *, options: LabelmeOptions) -> bytes:
     height, width = image.image_hw
-    return {
+    record = {
         "version": _FORMAT_VERSION,
         "flags": {},
         "shapes": [shape for mask in image.masks for shape in _to_shapes(mask, image, options, report)],
-        "imagePath": image.name.rpartition("/")[2],
+        "imagePath": picture,
         "imageData": None,
         "imageHeight": height,
         "imageWidth": width,
     }
+    return json.dumps(record, indent=1, allow_nan=False).encode("ascii")
 
 
 def _to_shapes(mask: ExportMask, image: ExportImage, options: LabelmeOptions, report: Report) -> list[dict[str, object]]:

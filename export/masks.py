@@ -5,7 +5,7 @@ Must not know training formats. A pixel holds one id: larger masks are painted f
 
 import numpy as np
 
-from export.folders import open_folder
+from export.folders import name_in_split, open_folder
 from export.runs import Run
 from export.selection import ExportImage, Report, SelectionOptions, Watch, select_images
 from labeler import rle
@@ -29,8 +29,8 @@ def export_masks(run: Run, target: str, *, options: MasksOptions, watch: Watch |
     report = Report()
     with open_folder(run, target, kind="masks", options=options) as folder:
         for image in select_images(run, options=options, report=report, watch=watch):
-            name = f"{image.split}/{image.name}" if options.val_fraction else image.name
-            folder.write(folder.name_label(name, ".png"), encode_ids(paint_ids(image, report=report)))
+            name = folder.name_label(name_in_split(image, options=options), ".png")
+            folder.write(name, encode_ids(paint_ids(image, report=report)))
     return report
 
 

@@ -29,6 +29,7 @@ MAX_IMAGES = 1000
 _STAGES = ("read", "decode", "encode", "predict", "post")
 _OUTLINE_TOLERANCE_PX = 1.0
 _NUM_COLORS = 96
+_MAX_BARS = 25
 _PICTURE_SIDES_PX = ((100, 960), (300, 640), (MAX_IMAGES, 448))
 """(images, side): the more images, the smaller their pictures, so that a page of the most stays below 100 MB."""
 
@@ -132,6 +133,7 @@ class _Statistics:
     num_masks: int = 0
     errors: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(_STAGES, 0.0))
+    seconds_per_image: Counter[int] = field(default_factory=Counter)
     masks_per_image: Counter[int] = field(default_factory=Counter)
     areas: Counter[int] = field(default_factory=Counter)
     ious: Counter[int] = field(default_factory=Counter)
@@ -141,12 +143,14 @@ class _Statistics:
         """One image and its masks."""
         self.num_images += 1
         self.num_masks += len(masks)
+        seconds = {stage: row[f"seconds_{stage}"] or 0.0 for stage in _STAGES}
         for stage in _STAGES:
-            self.seconds[stage] += row[f"seconds_{stage}"] or 0.0
+            self.seconds[stage] += seconds[stage]
         if row["status"] != "ok":
             self.errors[row["error_kind"]] += 1
             return
         self.masks_per_image[len(masks)] += 1
+        self.seconds_per_image[math.floor(sum(seconds.values()) * 100)] += 1
         for mask in masks:
             self.areas[int(math.log2(mask["area"]))] += 1
             self.ious[math.floor(mask["predicted_iou"] * 50)] += 1
@@ -154,17 +158,22 @@ class _Statistics:
 
     def to_histograms(self) -> list[dict[str, Any]]:
         """Each with its bars from left to right: [from, up to, how many]."""
-        most = max(self.masks_per_image, default=0)
-        width = max(1, -(-(most + 1) // 25))
-        per_image: Counter[int] = Counter()
-        for number, images in self.masks_per_image.items():
-            per_image[number // width] += images
         return [
-            {"title": "masks an image", "unit": "images", "bars": _to_bars(per_image, lambda i: i * width)},
-            {"title": "area of a mask, pixels", "unit": "masks", "bars": _to_bars(self.areas, lambda i: 2**i)},
+            {"title": "seconds an image", "unit": "images", "bars": _widen(self.seconds_per_image, unit=0.01)},
+            {"title": "masks an image", "unit": "images", "bars": _widen(self.masks_per_image, unit=1)},
+            {"title": "mask area, pixels", "unit": "masks", "bars": _to_bars(self.areas, lambda i: 2**i)},
             {"title": "predicted IoU", "unit": "masks", "bars": _to_bars(self.ious, lambda i: i / 50)},
             {"title": "stability score", "unit": "masks", "bars": _to_bars(self.stabilities, lambda i: i / 50)},
         ]
+
+
+def _widen(counts: Counter[int], *, unit: float) -> list[list[float]]:
+    """Bars of so many numbers each that they fit the plot; ``unit`` is what one of the numbers counts."""
+    width = max(1, -(-(max(counts, default=0) + 1) // _MAX_BARS))
+    wide: Counter[int] = Counter()
+    for number, images in counts.items():
+        wide[number // width] += images
+    return _to_bars(wide, lambda i: round(i * width * unit, 2))
 
 
 def _to_bars(counts: Counter[int], to_value: Any) -> list[list[float]]:

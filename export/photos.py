@@ -5,10 +5,10 @@ from itertools import groupby
 from typing import TypeVar
 
 from export.runs import Row, Run, iterate_rows
-from labeler import storage
 from labeler.draw import shrink_to_fit
 from labeler.errors import ImageError
 from labeler.images import decode_image
+from labeler.pictures import read_picture
 from labeler.types import UInt8
 
 _COLUMNS = ("image_id", "uri", "file_name", "width", "height", "status", "error_kind", "error_message")
@@ -39,7 +39,7 @@ def join_masks(run: Run, chosen: Sequence[tuple[int, Row]]) -> Iterator[tuple[Ro
 def read_photo(row: Row, run: Run, *, max_side_px: int) -> UInt8:
     """The photo as it was labeled, at most so long. Raises ImageError where it is not that any more."""
     try:
-        data = storage.read_bytes(row["uri"])
+        data = read_picture(row["uri"], image_column=run.image_column)
     except FileNotFoundError as error:
         raise ImageError("missing", "it is not there any more") from error
     except PermissionError as error:

@@ -28,17 +28,36 @@ class _ModelRecord(BaseModel):
     sha256: str
 
 
+class _SelectionRecord(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    image_column: str | None = None
+
+
+class PromptsRecord(BaseModel):
+    """What a run with prompts was given: its categories, and whether images have the ids of the prompts' COCO file."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    categories: tuple[dict[str, Any], ...]
+    num_without_category: int
+    has_image_ids: bool
+
+
 class _RunRecord(BaseModel):
     """What an export needs of ``run.json``."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     schema_version: int
+    input: str = ""
+    selection: _SelectionRecord = _SelectionRecord()
     num_images: int
     num_shards: int
     options: MaskOptions
     model: _ModelRecord
     plan_sha256: str = ""
+    prompts_plan: PromptsRecord | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +66,19 @@ class Run:
 
     Attributes:
         output: the run's folder.
+        input: where its images were listed.
+        image_column: the column of Parquet files that holds the images, where it was said.
         options: the mask options it was frozen with.
         model_type, model_sha256: the model it was frozen with.
         plan_sha256: the hash of the images that were planned.
         num_images, num_shards: what was planned.
         shards: the committed shards, in order; only these count.
+        prompts: what it was given, where its masks are those of prompts.
     """
 
     output: str
+    input: str
+    image_column: str | None
     options: MaskOptions
     model_type: str
     model_sha256: str
@@ -62,6 +86,7 @@ class Run:
     num_images: int
     num_shards: int
     shards: tuple[int, ...]
+    prompts: PromptsRecord | None = None
 
     @property
     def num_missing_shards(self) -> int:
@@ -89,6 +114,8 @@ def read_run(output: str) -> Run:
         raise OptionsError(f"{uri} has schema version {record.schema_version}; this version reads {tables.SCHEMA_VERSION}")
     return Run(
         output=output,
+        input=record.input,
+        image_column=record.selection.image_column,
         options=record.options,
         model_type=record.model.model_type,
         model_sha256=record.model.sha256,
@@ -96,6 +123,7 @@ def read_run(output: str) -> Run:
         num_images=record.num_images,
         num_shards=record.num_shards,
         shards=tuple(sorted(tables.list_committed_shards(output))),
+        prompts=record.prompts_plan,
     )
 
 

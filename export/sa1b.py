@@ -9,16 +9,13 @@
 
 import json
 
-from export.folders import Pictures, open_folder
+from export.folders import FolderOptions, write_beside_pictures
 from export.runs import Run
-from export.selection import ExportImage, Report, SelectionOptions, Watch, select_images
+from export.selection import ExportImage, Report, Watch
 
 
-class Sa1bOptions(SelectionOptions):
+class Sa1bOptions(FolderOptions):
     """What goes into the folder."""
-
-    images: Pictures = "link"
-    """Put the pictures in by a symbolic link, as a copy (where a link is not possible, too) or not at all."""
 
 
 def export_sa1b(run: Run, target: str, *, options: Sa1bOptions, watch: Watch | None = None) -> Report:
@@ -28,21 +25,14 @@ def export_sa1b(run: Run, target: str, *, options: Sa1bOptions, watch: Watch | N
         OptionsError: the folder is not empty, or a name does not fit into it.
         StorageError: a part can't be read, or a file can't be written.
     """
-    report = Report()
-    with open_folder(run, target, kind="sa1b", options=options) as folder:
-        for image in select_images(run, options=options, report=report, watch=watch):
-            name = f"{image.split}/{image.name}" if options.val_fraction else image.name
-            record = _describe_image(image, first_id=report.num_masks - len(image.masks) + 1)
-            folder.write(folder.name_label(name, ".json"), _to_json(record).encode("ascii") + b"\n")
-            folder.place_picture(image, name, how=options.images, report=report)
-    return report
+    return write_beside_pictures(run, target, kind="sa1b", options=options, describe=_describe_image, watch=watch)
 
 
-def _describe_image(image: ExportImage, *, first_id: int) -> dict[str, object]:
+def _describe_image(image: ExportImage, picture: str, report: Report) -> bytes:
     height, width = image.image_hw
-    file_name = image.name.rpartition("/")[2]
-    return {
-        "image": {"image_id": image.image_id, "width": width, "height": height, "file_name": file_name},
+    first_id = report.num_masks - len(image.masks) + 1
+    record = {
+        "image": {"image_id": image.image_id, "width": width, "height": height, "file_name": picture},
         "annotations": [
             {
                 "id": annotation_id,
@@ -57,6 +47,4 @@ def _describe_image(image: ExportImage, *, first_id: int) -> dict[str, object]:
             for annotation_id, mask in enumerate(image.masks, start=first_id)
         ],
     }
-
-
-_to_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+    return json.dumps(record, separators=(",", ":"), allow_nan=False).encode("ascii")

@@ -23,7 +23,7 @@ Split = Literal["train", "val"]
 Frame = Literal["upright", "stored"]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
-_IMAGE_COLUMNS = ("image_id", "uri", "file_name", "width", "height", "exif_orientation", "status")
+_IMAGE_COLUMNS = ("image_id", "source_id", "uri", "file_name", "width", "height", "exif_orientation", "status")
 _MASK_COLUMNS = (
     "image_id", "mask_id", "segmentation", "bbox", "area", "predicted_iou", "stability_score", "point_coords", "crop_box",
 )  # fmt: skip
@@ -97,6 +97,8 @@ class ExportMask:
     stability_score: float
     point_coords: list[list[float]]
     crop_box: list[float]
+    prompt_id: int | None = None
+    category_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +106,14 @@ class ExportImage:
     """One image that is exported.
 
     Attributes:
+        source_id: its id in the list or COCO file that named it.
         uri: where its picture is read.
         name: how the export calls it; real characters (see ``storage.decode_name``), ``/`` between folders.
         image_hw: the frame of its masks.
     """
 
     image_id: int
+    source_id: str | None
     uri: str
     name: str
     image_hw: Size
@@ -177,7 +181,8 @@ Watch = Callable[[Report], None]
 
 def select_images(run: Run, *, options: SelectionOptions, report: Report, watch: Watch | None = None) -> Iterator[ExportImage]:
     """The images to export, in order of image_id, each with the masks that stay, in order of mask_id."""
-    for row, rows in iterate_images(run, columns=_IMAGE_COLUMNS, mask_columns=_MASK_COLUMNS):
+    mask_columns = (*_MASK_COLUMNS, *(("prompt_id", "category_id") if run.prompts else ()))
+    for row, rows in iterate_images(run, columns=_IMAGE_COLUMNS, mask_columns=mask_columns):
         image = _select_image(row, rows, run, options, report)
         if image is not None:
             report.num_images += 1
@@ -221,6 +226,7 @@ def _select_image(row: Row, rows: list[Row], run: Run, options: SelectionOptions
         return None
     image = ExportImage(
         image_id=row["image_id"],
+        source_id=row["source_id"],
         uri=row["uri"],
         name=name_image(row, options=options),
         image_hw=image_hw,
@@ -317,6 +323,8 @@ def _to_mask(row: Row) -> ExportMask:
         stability_score=row["stability_score"],
         point_coords=row["point_coords"],
         crop_box=row["crop_box"],
+        prompt_id=row.get("prompt_id"),
+        category_id=row.get("category_id"),
     )
 
 

@@ -14,20 +14,17 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from export.folders import Pictures, open_folder
+from export.folders import FolderOptions, has_image_extension, open_folder
 from export.polygons import counts_to_polygons
 from export.runs import Run
-from export.selection import ExportImage, Report, SelectionOptions, Watch, select_images
+from export.selection import ExportImage, Report, Watch, select_images
 
 
-class YoloOptions(SelectionOptions):
+class YoloOptions(FolderOptions):
     """What goes into the dataset."""
 
     max_polygon_loss: Annotated[float, Field(ge=0.0, le=1.0)] = 0.02
     """The IoU a mask may lose as a polygon; one that loses more is left out. 0 follows every pixel."""
-
-    images: Pictures = "link"
-    """Put the pictures in by a symbolic link, as a copy (where a link is not possible, too) or not at all."""
 
 
 def export_yolo(run: Run, target: str, *, options: YoloOptions, watch: Watch | None = None) -> Report:
@@ -41,8 +38,10 @@ def export_yolo(run: Run, target: str, *, options: YoloOptions, watch: Watch | N
     with open_folder(run, target, kind="yolo", options=options, by_stem=True) as folder:
         for image in select_images(run, options=options, report=report, watch=watch):
             picture = f"images/{image.split}/{image.name}"
+            picture = folder.place_picture(image, picture, how=options.images, report=report)
+            if not has_image_extension(picture):  # Not there, or of no known format: as if it came as a JPEG.
+                picture += ".jpg"
             folder.write(name_labels(picture), "".join(_to_lines(image, options, report)).encode("ascii"))
-            folder.place_picture(image, picture, how=options.images, report=report)
         folder.write("data.yaml", _describe(options).encode("ascii"))
     return report
 

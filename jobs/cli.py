@@ -6,25 +6,19 @@ What each command does, in order, is readable here; every step stands in another
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import App, Group, Parameter
 
 from jobs.arguments import complete_retry_failed, parse_kinds, read_config
+from jobs.bench_cli import bench
+from jobs.extension import find_new_images
 from jobs.lease import LeaseHolder
 from jobs.options import JobOptions, Selection
-from jobs.plan import (
-    PlannedImage,
-    RunRecord,
-    RunSpec,
-    check_resume,
-    describe_model,
-    freeze_run,
-    read_run,
-    read_shard,
-)
+from jobs.plan import RunRecord, RunSpec, check_resume, describe_model, extend_run, freeze_run, read_run
+from jobs.prompts import check_prompt_flags, describe_prompts, match_prompts
 from jobs.refs import Listing
-from jobs.report import Watch, describe_report, read_report, write_failures
+from jobs.report import Watch, describe_prompt_counts, describe_report, read_report, write_failures
 from jobs.shards import Tally
 from jobs.signals import Signals, catch_signals
 from jobs.sources import find_root, list_images
@@ -34,7 +28,7 @@ from labeler.checkpoints import CHECKPOINTS
 from labeler.errors import LabelerError, OptionsError, StorageError
 from labeler.flags import EXIT_DONE, EXIT_STOPPED, EXIT_USAGE, MaskFlags, given_options, run_command
 from labeler.models import find_model, read_model_info
-from labeler.options import Preset, resolve_mask_options
+from labeler.options import Preset, PromptOptions, resolve_mask_options
 from labeler.stores import find_bucket, parse_store_options, use_store_options
 
 EXIT_TOO_MANY_FAILED = 3
@@ -42,7 +36,6 @@ EXIT_TOO_MANY_FAILED = 3
 ENGINE = "labeler.engine:Engine"
 """What computes, by import path: workers import it themselves."""
 
-_NUM_TIMED_IMAGES = 3
 _NUM_WORTH_SAYING = 100_000  # Shorter listings are over before anybody wonders.
 
 _EXIT_CODES_HELP = (
@@ -58,6 +51,7 @@ app = App(
     suppress_keyboard_interrupt=False,
     default_parameter=Parameter(negative=()),
 )
+app.command(bench)
 
 _WHERE = Group("Input and output", sort_key=1)
 _WHICH = Group("Which images (frozen at the first start)", sort_key=2)
@@ -71,12 +65,15 @@ def label(
     input: Annotated[str, Parameter(group=_WHERE)],
     output: Annotated[str, Parameter(group=_WHERE)],
     model: Annotated[str, Parameter(group=_WHERE)],
+    prompts: Annotated[str | None, Parameter(group=_WHERE)] = None,
     config: Annotated[Path | None, Parameter(group=_WHERE)] = None,
     dry_run: Annotated[bool, Parameter(group=_WHERE)] = False,
+    extend: Annotated[bool, Parameter(group=_WHICH)] = False,
     retry_failed: Annotated[str | None, Parameter(group=_CHANGE_NO_MASKS)] = None,
     selection: Annotated[Selection | None, Parameter(name="*", group=_WHICH)] = None,
     preset: Annotated[Preset | None, Parameter(group=_CHANGE_MASKS)] = None,
     mask_flags: Annotated[MaskFlags | None, Parameter(name="*", group=_CHANGE_MASKS)] = None,
+    prompt_options: Annotated[PromptOptions | None, Parameter(name="*", group=_CHANGE_MASKS)] = None,
     job: Annotated[JobOptions | None, Parameter(name="*", group=_CHANGE_NO_MASKS)] = None,
 ) -> int:
     """Find the masks of every image in a folder. The same command again goes on where it stopped.
@@ -85,20 +82,27 @@ def label(
 
         python -m jobs label --input photos --output labels --model models/vit_b
         python -m jobs label --input photos --output labels --model vit_b --workers 8 --cpus-per-worker 2
+        python -m jobs label --input photos --prompts boxes.json --output labels --model vit_b
 
     Args:
         input: The folder of images; listed once, with all its subfolders.
         output: The folder to write: two Parquet tables, masks and images, and all that a resume needs.
         model: A folder made by `labeler convert`, its URI, `tiny` (not in this version yet), or vit_b, vit_l, vit_h.
+        prompts: A file of boxes or points, COCO .json, .csv, .jsonl or .parquet: one mask for each, and no others. Names
+            images by file name, else by URI.
         config: A TOML file that sets any option of this page; what is typed wins.
         dry_run: Count the images, time a few, say how long the job would take, and write nothing.
+        extend: Also label what is new in the input since the run was started. All that was frozen stays as it is.
         retry_failed: Label failed images again, all, or those of these kinds of error: `timeout,worker_died`.
         preset: A named set of the options below: sa1b is how the dataset SA-1B was made. Single options win over it.
     """
     selection, job = selection or Selection(), job or JobOptions()
     given = given_options(mask_flags)
     resolve_mask_options(given, preset=preset)  # A bad option is said before anything is listed or loaded.
+    check_prompt_flags(prompts, prompt_options, given=given, preset=preset, extend=extend)
     kinds = parse_kinds(retry_failed)
+    if extend and (selection.limit or selection.sample):
+        raise OptionsError("--extend: a run of a --limit or --sample has only those images; name a new --output without it")
     input, place = storage.path_to_uri(input), storage.path_to_uri(output)  # Absolute: workers stand elsewhere.
     if selection.images_root is not None:
         selection = selection.model_copy(update={"images_root": storage.path_to_uri(selection.images_root)})
@@ -111,20 +115,37 @@ def label(
     with catch_signals() as signals, LeaseHolder(place, say=_say) as lease:
         try:
             record = read_run(place)
+            if record is not None and extend and not dry_run:
+                lease.take()
+                record = _read_run(place)  # From now on nobody else extends it.
             listing = list_images(input, selection=selection, on_progress=_say_progress) if record is None else None
             folder = _find_model(model, record=record, output=place)
             info = read_model_info(folder)
             options = resolve_mask_options(given, preset=preset, model_defaults=info.defaults)
-            spec = RunSpec(input=input, selection=selection, options=options, model=describe_model(info, name=model))
+            asked = describe_prompts(prompts, options=prompt_options, frozen=record.prompts if record else None)
+            known = describe_model(info, name=model)
+            spec = RunSpec(input=input, selection=selection, options=options, model=known, prompts=asked)
             if record is not None:
                 check_resume(record, spec, output=output)
-            if dry_run:
-                return _estimate(spec, record=record, listing=listing, output=place, folder=folder, job=job)
+            if record is not None and extend:
+                listing = list_images(input, selection=selection, on_progress=_say_progress, may_be_empty=True)
+                listing = find_new_images(listing, output=place, record=record)
             if listing is not None:
                 _say(_describe_listing(listing))
-                lease.take()
-                _refuse_frozen_meanwhile(place)
-                record = freeze_run(place, spec, images_per_shard=job.images_per_shard, listing=listing, model_folder=folder)
+            with match_prompts(asked, listing=listing, say=_say) as matched:
+                if dry_run:
+                    what = {"record": record, "listing": listing, "prompts": matched}
+                    return _estimate(spec, output=place, job=job, folder=folder, **what)
+                if listing is not None and record is None:
+                    lease.take()
+                    _refuse_frozen_meanwhile(place)
+                    size = job.images_per_shard
+                    record = freeze_run(
+                        place, spec, images_per_shard=size, listing=listing, model_folder=folder, prompts=matched
+                    )
+                    listing = None
+            if listing is not None and record is not None and listing.num_images:
+                record = extend_run(place, record, listing=listing, check=lease.check)
             assert record is not None  # It stood, or was frozen just now.
             return _run(record, output=place, shown=output, job=job, signals=signals, lease=lease, retry_kinds=kinds)
         except KeyboardInterrupt:
@@ -149,6 +170,8 @@ def status(output: str, /, *, failures: Path | None = None, storage_options: tup
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(tally.errors.items()))
     print(f"{tally.num_images} of {record.num_images} images done in {len(shards)} of {record.num_shards} shards")
     print(f"{tally.num_masks} masks; {tally.num_failed} images failed{f': {kinds}' if kinds else ''}")
+    if tally.prompts:
+        print(describe_prompt_counts(tally.prompts))
     if progress is not None:
         print(f"{progress['state']} as of {progress['updated']}, {progress['num_workers']} workers, ", end="")
         print(f"{progress['images_per_s']:.2f} images/s, {progress['masks_per_s']:.1f} masks/s")
@@ -279,40 +302,17 @@ def _judge(tally: Tally, record: RunRecord, job: JobOptions) -> int:
     return EXIT_DONE
 
 
-def _estimate(
-    spec: RunSpec, *, record: RunRecord | None, listing: Listing | None, output: str, folder: Path, job: JobOptions
-) -> int:
-    """The dry run: a few images timed on this machine, in this process."""
-    from jobs.cluster import count_usable_cpus
-    from jobs.worker import ImageLabeler, load_predictor, time_images
+def _estimate(spec: RunSpec, *, output: str, job: JobOptions, **known: Any) -> int:
+    """The dry run, which writes nothing."""
+    from jobs.estimate import estimate_job
 
-    if listing is not None:
-        images = [PlannedImage(number, ref) for number, ref in enumerate(listing.read_refs(), start=1)]
-        _say(_describe_listing(listing))
-    else:
-        assert record is not None  # There is a listing, or a run that needs none.
-        done = tables.list_committed_shards(output)
-        todo = (shard for shard in range(record.num_shards) if shard not in done)
-        images = [image for shard in todo for image in read_shard(output, record, shard)]
-    if not images:
+    _say("timing a few images ...")
+    estimate = estimate_job(spec, output=output, job=job, engine=ENGINE, **known)
+    if not estimate.num_images:
         print("nothing is left to do")
         return EXIT_DONE
-    step = max(1, len(images) // _NUM_TIMED_IMAGES)
-    _say("timing a few images ...")
-    predictor = load_predictor(folder, options=spec.options, threads=job.cpus_per_worker, engine=ENGINE)
-    root = find_root(spec.input, selection=spec.selection)
-    labeler = ImageLabeler(
-        root,
-        options=spec.options,
-        predictor=predictor,
-        retries=job.retries,
-        image_column=spec.selection.image_column,
-    )
-    seconds_an_image = time_images(labeler, images[::step][:_NUM_TIMED_IMAGES])
-    num_workers = max(1, count_usable_cpus() // job.cpus_per_worker) if job.workers == "auto" else job.workers
-    total_s = len(images) * seconds_an_image / num_workers
-    print(f"{len(images)} images, {seconds_an_image:.2f} s an image on {job.cpus_per_worker} CPUs")
-    print(f"about {total_s / 3600:.2f} hours with {num_workers} workers; nothing was written")
+    print(f"{estimate.num_images} images, {estimate.seconds_an_image:.2f} s an image on {job.cpus_per_worker} CPUs")
+    print(f"about {estimate.total_s / 3600:.2f} hours with {estimate.num_workers} workers; nothing was written")
     return EXIT_DONE
 
 
@@ -333,8 +333,10 @@ def _read_run(output: str) -> RunRecord:
 
 def _describe_listing(listing: Listing) -> str:
     skipped = ", ".join(f"{count} {kind}" for kind, count in listing.skipped.items())
-    text = f"{listing.num_images} images to label"
+    text = f"{listing.num_images} images to label" if listing.num_images else "nothing new to label"
+    text += f"; {listing.num_known} are in the run already" if listing.num_known else ""
     text += f"; {listing.num_not_selected} more are not selected" if listing.num_not_selected else ""
+    text += f"; {listing.num_damaged} archives can't be read to their end, an error row each" if listing.num_damaged else ""
     return text + (f"; skipped, for they are no images by name: {skipped}" if skipped else "")
 
 

@@ -8,7 +8,7 @@ import logging
 import math
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from jobs.options import JobOptions
 from jobs.shards import STAGES, Tally
 
 _OBJECT_STORE_BYTES = 100 * 2**20  # Only events pass through it.
+_NUM_NAMED_NODES = 5
 _MEMORY_SHARE = 0.8  # Of what is free: the rest is for Ray itself and for pages of files.
 
 
@@ -55,17 +56,40 @@ def start_local_cluster(options: JobOptions, *, worker_memory_bytes: int) -> Non
     )
 
 
-def count_places(*, cpus: int, memory_bytes: int) -> int:
-    """How many workers of this size the nodes of the cluster, as it is now, have room for."""
+def count_places(*, cpus: int, memory_bytes: int, without: Collection[str] = ()) -> int:
+    """How many workers of this size the nodes of the cluster, as it is now, have room for; some nodes not counted."""
     return sum(
         min(int(node["Resources"].get("CPU", 0) // cpus), int(node["Resources"].get("memory", 0) // memory_bytes))
         for node in list_nodes()
+        if node["NodeID"] not in without
     )
+
+
+def measure_largest_node() -> int:
+    """Bytes of memory that the largest node offers to workers."""
+    return max((int(node["Resources"].get("memory", 0)) for node in list_nodes()), default=0)
+
+
+def describe_nodes() -> str:
+    """What the nodes offer to workers, the largest first."""
+    nodes = sorted(list_nodes(), key=lambda node: -node["Resources"].get("CPU", 0))
+    texts = [
+        f"{node['NodeManagerAddress']} {node['Resources'].get('CPU', 0):g} CPUs and "
+        f"{node['Resources'].get('memory', 0) / 2**30:.1f} GiB"
+        for node in nodes[:_NUM_NAMED_NODES]
+    ]
+    num_more = len(nodes) - len(texts)
+    return ", ".join(texts) + (f" and {num_more} more nodes" if num_more else "")
 
 
 def is_node_alive(node_id: str) -> bool:
     """Whether the cluster still has this machine."""
     return any(node["NodeID"] == node_id for node in list_nodes())
+
+
+def name_node(node_id: str) -> str:
+    """Its address, for people; the cluster's name for it where it is gone."""
+    return next((str(node["NodeManagerAddress"]) for node in list_nodes() if node["NodeID"] == node_id), node_id)
 
 
 def list_nodes() -> list[dict[str, Any]]:

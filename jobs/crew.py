@@ -14,8 +14,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
-from jobs.cluster import count_places
+from jobs.cluster import count_places, describe_nodes, measure_largest_node, name_node
 from jobs.events import WorkerInfo
 from jobs.lease import LeaseHolder, Permit, ProcessName, is_process_alive
 from jobs.ledger import Assignment, ShardLedger
@@ -34,14 +35,19 @@ LATE_WRITE_S = 20.0
 """How long a write may take that a worker began while it still had the right to."""
 
 _MEMORY_MARGIN = 1.2
+_NODE_LABEL = "ray.io/node-id"
 
 
 class NodeLabeler(ShardLabeler):
     """A worker that also knows on which node of the cluster it is."""
 
+    def find_node(self) -> str:
+        """The cluster's name of this machine."""
+        return str(ray.get_runtime_context().get_node_id())
+
     def load(self) -> WorkerInfo:
         """See ``ShardLabeler``."""
-        return replace(super().load(), node=ray.get_runtime_context().get_node_id())
+        return replace(super().load(), node=self.find_node())
 
 
 @dataclass(slots=True)
@@ -68,10 +74,12 @@ class Worker:
     """One actor: first it loads its model, then it has one task at a time.
 
     Attributes:
+        placed: its node, as soon as it has one.
         missing: set where it does not answer and Ray does not know yet whether it is dead: what asks it for a sign of life.
     """
 
     actor: Any
+    placed: Any
     loading: Any
     info: WorkerInfo | None = None
     task: Task | None = None
@@ -99,6 +107,14 @@ class Worker:
         if self.task is not None:
             return self.task.events
         return self.loading if self.info is None else None
+
+    def find_node(self) -> str | None:
+        """Its node; None while it has none, or where it died before it could tell."""
+        try:
+            ready, _ = ray.wait([self.placed], timeout=0)
+            return str(ray.get(self.placed)) if ready else None
+        except RayError:
+            return None
 
     def __str__(self) -> str:
         return f"pid {self.info.pid} on {self.info.host}" if self.info else "still loading"
@@ -139,41 +155,69 @@ class Crew:
         self._actor_class: Any = ray.remote(NodeLabeler)
         self._workers: list[Worker] = []
         self._ghosts: list[Ghost] = []
+        self._nodes_left_out: set[str] = set()
         self._num_left_out = 0
+        self._left_out_for: LabelerError | None = None
         self._num_deaths_while_loading = 0
+        self._said = ""
         self._num_places = 0
         self._count_at_s = 0.0
 
     def count_wanted(self) -> int:
-        """How many workers there should be, were there shards for all of them."""
+        """How many workers there should be, were there shards for all of them. On a node that is left out there are none."""
         options = self._options
         if options.workers != "auto":
-            return options.workers
+            return options.workers - self._num_left_out
         if options.max_workers is not None:
-            return options.max_workers
+            return options.max_workers - self._num_left_out
+        return max(1, self._count_places(), options.min_workers or 0)
+
+    def _count_places(self) -> int:
         if time.monotonic() >= self._count_at_s:
-            self._num_places = count_places(cpus=options.cpus_per_worker, memory_bytes=self._memory_bytes)
+            cpus, without = self._options.cpus_per_worker, self._nodes_left_out
+            self._num_places = count_places(cpus=cpus, memory_bytes=self._memory_bytes, without=without)
             self._count_at_s = time.monotonic() + _SECONDS_BETWEEN_COUNTS
-        return max(1, self._num_places, options.min_workers or 0)
+        return self._num_places
 
     def hire(self, *, num_shards: int) -> None:
-        """Start the workers that are missing, but no more than there are shards for."""
+        """Start the workers that are missing, but no more than there are shards for.
+
+        Raises:
+            LabelerError: that for which the last worker was left out.
+        """
         num_busy = sum(worker.task is not None for worker in self._workers)
-        while len(self._workers) < min(self.count_wanted() - self._num_left_out, num_busy + num_shards):
-            placed = self._actor_class.options(
+        num_wanted = self.count_wanted()
+        if num_wanted < 1 and not self._workers and self._left_out_for is not None:
+            raise self._left_out_for
+        while len(self._workers) < min(num_wanted, num_busy + num_shards):
+            without = ",".join(sorted(self._nodes_left_out))
+            actor_class = self._actor_class.options(
                 num_cpus=self._options.cpus_per_worker,
                 memory=self._memory_bytes,
                 max_restarts=0,
                 scheduling_strategy="SPREAD",
+                label_selector={_NODE_LABEL: f"!in({without})"} if without else None,
             )
-            actor = placed.remote(
+            actor = actor_class.remote(
                 self._output,
                 threads=self._options.cpus_per_worker,
                 retries=self._options.storage_retries,
                 engine=self._engine,
                 store_options=get_store_options(),
             )
-            self._workers.append(Worker(actor, loading=actor.load.remote()))
+            self._workers.append(Worker(actor, placed=actor.find_node.remote(), loading=actor.load.remote()))
+
+    def say_if_no_room(self, say: Callable[[str], None]) -> None:
+        """Say it, once, where no node is large enough for one worker: an autoscaler may add one, else nothing will happen."""
+        if self.count_ready() or not self._workers or self._count_places():
+            return
+        text = (
+            f"no node has room for a worker, which takes {self._options.cpus_per_worker} CPUs and "
+            f"{self._memory_bytes / 2**30:.1f} GiB; nodes: {describe_nodes()}; waiting for a larger one"
+        )
+        if text != self._said:
+            say(text)
+        self._said = text
 
     def welcome(self, worker: Worker, info: WorkerInfo) -> None:
         """A worker is ready. Those hired from now on declare the memory that this one was seen to need."""
@@ -182,8 +226,10 @@ class Crew:
         self.learn_memory(info.peak_memory_bytes)
 
     def learn_memory(self, peak_bytes: int) -> None:
-        """A worker was seen to need so much."""
-        self._memory_bytes = max(self._memory_bytes, int(peak_bytes * _MEMORY_MARGIN))
+        """A worker was seen to need so much: those hired from now on ask for it, and for some more where a node has it."""
+        needed_bytes = int(peak_bytes * _MEMORY_MARGIN)
+        if needed_bytes > self._memory_bytes:
+            self._memory_bytes = max(self._memory_bytes, min(needed_bytes, measure_largest_node()))
 
     def hand_out(self, ledger: ShardLedger) -> None:
         """A shard for every idle worker. None is queued behind another: asking for the next takes milliseconds."""
@@ -222,15 +268,16 @@ class Crew:
         """Workers whose model is loaded."""
         return sum(worker.info is not None for worker in self._workers)
 
-    def bury(self, worker: Worker, *, then: Callable[[], None]) -> None:
+    def bury(self, worker: Worker, *, is_machine_gone: bool, then: Callable[[], None]) -> None:
         """Forget a dead worker; ``hire`` replaces it, unless one after the other dies before it is ready.
 
         Args:
             worker: dead, as far as Ray knows.
+            is_machine_gone: its node died with it.
             then: done when it can write no more.
         """
         self._workers.remove(worker)
-        if worker.info is None:
+        if worker.info is None and not is_machine_gone:
             self._num_deaths_while_loading += 1
             if self._num_deaths_while_loading > self._options.retries:
                 self._do_without(ModelError("workers die while they load the model; is there enough memory?"))
@@ -256,14 +303,20 @@ class Crew:
             ghost.then()
 
     def leave_out(self, worker: Worker, error: LabelerError) -> None:
-        """Go on without this worker and without replacing it. Raises the error where no other is left."""
+        """Go on without this worker, and without its node. Raises the error where no other worker is left."""
+        node = worker.find_node()
         self._workers.remove(worker)
         ray.kill(worker.actor)
-        self._do_without(error, name=str(worker))
+        self._do_without(error, node=node)
 
-    def _do_without(self, error: LabelerError, *, name: str = "still loading") -> None:
-        logger.warning("a worker (%s) is left out: %s", name, error)
+    def _do_without(self, error: LabelerError, *, node: str | None = None) -> None:
+        if node is None or node not in self._nodes_left_out:
+            logger.warning("%s is left out: %s", "a worker" if node is None else f"node {name_node(node)}", error)
+        if node is not None:
+            self._nodes_left_out.add(node)
         self._num_left_out += 1
+        self._left_out_for = error
+        self._count_at_s = 0.0
         if not self._workers:
             raise error
 

@@ -50,7 +50,7 @@ class ShardLedger:
         self._retries = retries
         self._again = dict(again or {})
         self._num_attempts = 0
-        self._attempts: Counter[int] = Counter()
+        self._suspects: set[int] = set()
         self._unexplained_deaths: Counter[int] = Counter()
         self._deaths_of_images: Counter[int] = Counter()
         self._verdicts: dict[int, dict[int, ImageError]] = defaultdict(dict)
@@ -67,7 +67,6 @@ class ShardLedger:
             return None
         shard = self._waiting.popleft()
         self._num_attempts += 1
-        self._attempts[shard] += 1
         return Assignment(
             shard,
             verdicts=dict(self._verdicts.get(shard, {})),
@@ -78,20 +77,22 @@ class ShardLedger:
 
     def take_suspects(self) -> list[int]:
         """The shards that more than one worker had, each named once: two may have written them."""
-        suspects = [shard for shard, count in self._attempts.items() if count > 1 and shard not in self.given_up]
-        for shard in suspects:
-            del self._attempts[shard]
-        return sorted(suspects)
+        suspects = sorted(self._suspects - set(self.given_up))
+        self._suspects.clear()
+        return suspects
 
     def put_back(self, shard: int, *, anew: bool = False) -> None:
         """Its worker was left out, its machine is gone, or its parts do not fit: for no fault of the shard."""
         if anew:
             self._again.pop(shard, None)  # What stood of it is worth nothing.
+        else:
+            self._suspects.add(shard)
         self._waiting.append(shard)
 
     def put_back_after_death(self, shard: int, *, images_in_work: Sequence[int]) -> None:
         """Its worker died while these images were announced and not done."""
         self._careful.add(shard)
+        self._suspects.add(shard)
         for image_id in images_in_work:
             self._deaths_of_images[image_id] += 1
             if self._deaths_of_images[image_id] >= DEATHS_PER_IMAGE:
@@ -108,5 +109,6 @@ class ShardLedger:
     def put_back_without(self, shard: int, *, image_id: int, verdict: ImageError) -> None:
         """Its worker was killed because of one image, which is an error from now on."""
         self._careful.add(shard)
+        self._suspects.add(shard)
         self._verdicts[shard][image_id] = verdict
         self._waiting.append(shard)

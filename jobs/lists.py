@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.image_rows import list_rows, open_parquet
 from labeler.errors import OptionsError
+from labeler.image_rows import list_rows, open_parquet
 from labeler.ranges import open_ranges
 
 _URI = "uri"
@@ -53,10 +53,21 @@ def read_entries(uri: str, *, keep: Sequence[str]) -> Iterator[Entry]:
         yield from (Entry(line) for line in _read_lines(uri) if line)
         return
     if extension == "json":
-        yield from (_record_to_entry(row, uri=uri, name_column="file_name", keep=keep) for row in read_coco_images(uri))
+        rows = read_coco(uri, "images")
+        yield from (_record_to_entry(row, uri=uri, name_column="file_name", keep=keep) for row in rows)
         return
-    rows = {"csv": _read_csv, "jsonl": _read_jsonl, "parquet": _read_parquet}[extension](uri, keep)
+    rows = read_table(uri, columns=[_URI, *_ID_COLUMNS, *keep], needed=_URI)
     yield from (_record_to_entry(row, uri=uri, name_column=_URI, keep=keep) for row in rows)
+
+
+def read_table(uri: str, *, columns: Sequence[str], needed: str | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of a .csv, .jsonl or .parquet file; of Parquet only these columns.
+
+    Raises:
+        OptionsError: it is not what its extension says, or (.csv, .parquet) lacks the column that is needed.
+    """
+    extension = uri.rpartition(".")[2].lower()
+    return {"csv": _read_csv, "jsonl": _read_jsonl, "parquet": _read_parquet}[extension](uri, columns, needed)
 
 
 def record_to_kept(row: Mapping[str, Any], *, keep: Sequence[str], uri: str) -> dict[str, str | None]:
@@ -67,26 +78,35 @@ def record_to_kept(row: Mapping[str, Any], *, keep: Sequence[str], uri: str) -> 
     return {name: _to_text(row[name]) for name in keep}
 
 
-def read_coco_images(uri: str) -> Iterator[dict[str, Any]]:
-    """The objects of the ``images`` list of a COCO file, one by one: the annotations beside it may be gigabytes."""
+def read_coco(uri: str, name: str, *, is_needed: bool = True) -> Iterator[dict[str, Any]]:
+    """The objects of one list of a COCO file, one by one: the annotations beside the images may be gigabytes.
+
+    Args:
+        uri: the file.
+        name: ``images``, ``annotations`` or ``categories``.
+        is_needed: a file without this list is no COCO file.
+
+    Raises:
+        OptionsError: it is none.
+    """
     found = False
     with _open_text(uri) as file:
         reader = _JsonReader(file)
         try:
             reader.expect("{")
             while reader.peek() != "}":
-                is_images = reader.read_value() == "images"
+                is_wanted = reader.read_value() == name
                 reader.expect(":")
-                found = found or is_images
+                found = found or is_wanted
                 for value in reader.read_items():
-                    if is_images:
+                    if is_wanted:
                         yield value
                 if reader.peek() == ",":
                     reader.expect(",")
         except ValueError as error:
             raise OptionsError(f"{uri} is no COCO file: {error}") from error
-    if not found:
-        raise OptionsError(f"{uri} is no COCO file: it has no list of images")
+    if is_needed and not found:
+        raise OptionsError(f"{uri} is no COCO file: it has no list of {name}")
 
 
 def _read_lines(uri: str) -> Iterator[str]:
@@ -97,17 +117,17 @@ def _read_lines(uri: str) -> Iterator[str]:
             raise OptionsError(f"{uri} is not UTF-8: {error}") from error
 
 
-def _read_csv(uri: str, _keep: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _read_csv(uri: str, _columns: Sequence[str], needed: str | None) -> Iterator[dict[str, Any]]:
     with _open_text(uri) as file:
         try:
             reader = csv.DictReader(file, strict=True)
-            _check_columns(reader.fieldnames or (), uri=uri)
+            _check_columns(reader.fieldnames or (), uri=uri, needed=needed)
             yield from reader
         except (csv.Error, UnicodeDecodeError) as error:
             raise OptionsError(f"{uri} is no CSV file: {error}") from error
 
 
-def _read_jsonl(uri: str, _keep: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _read_jsonl(uri: str, _columns: Sequence[str], _needed: str | None) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(_read_lines(uri), start=1):
         if not line.strip():
             continue
@@ -120,16 +140,15 @@ def _read_jsonl(uri: str, _keep: Sequence[str]) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _read_parquet(uri: str, keep: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _read_parquet(uri: str, columns: Sequence[str], needed: str | None) -> Iterator[dict[str, Any]]:
     names = open_parquet(uri).schema_arrow.names
-    _check_columns([*names], uri=uri)
-    wanted = dict.fromkeys([_URI, *_ID_COLUMNS, *keep])
-    return list_rows(uri, columns=[name for name in wanted if name in names])
+    _check_columns([*names], uri=uri, needed=needed)
+    return list_rows(uri, columns=[name for name in dict.fromkeys(columns) if name in names])
 
 
-def _check_columns(names: Sequence[str], *, uri: str) -> None:
-    if _URI not in names:
-        raise OptionsError(f"{uri} has no column uri; it has {', '.join(names) or 'none'}")
+def _check_columns(names: Sequence[str], *, uri: str, needed: str | None) -> None:
+    if needed is not None and needed not in names:
+        raise OptionsError(f"{uri} has no column {needed}; it has {', '.join(names) or 'none'}")
 
 
 def _record_to_entry(row: Mapping[str, Any], *, uri: str, name_column: str, keep: Sequence[str]) -> Entry:

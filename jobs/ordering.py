@@ -21,8 +21,9 @@ from labeler.errors import StorageError
 _IMAGES_PER_RUN = 400_000
 _IMAGES_PER_BLOCK = 16_384
 
-# No two rows share the place at which they were found, so that rows can be told apart by (file_name, found).
-_RUN_SCHEMA = REFS_SCHEMA.append(pa.field("found", pa.int64()))
+RUN_SCHEMA = REFS_SCHEMA.append(pa.field("found", pa.int64()))
+"""The columns of a run: images in order of ``file_name`` and, where that is equal, of ``found``, which no two share."""
+
 _ORDER = [("file_name", "ascending"), ("found", "ascending")]
 _get_values = attrgetter(*REFS_SCHEMA.names)
 
@@ -41,7 +42,7 @@ class SortedRefs:
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         left = self._limit
-        for rows in _merge([_Run(run) for run in self._runs]):
+        for rows in merge_runs([_read_blocks(run) for run in self._runs]):
             chosen = rows if left is None else rows.slice(0, left)
             yield from chosen.select(REFS_SCHEMA.names).combine_chunks().to_batches()
             left = None if left is None else left - chosen.num_rows
@@ -98,13 +99,13 @@ def _gather_runs(refs: Iterable[ImageRef]) -> Iterator[pa.Table]:
 
 def _rows_to_batch(rows: Sequence[tuple[Any, ...]], *, found: int) -> pa.RecordBatch:
     columns = [pa.array(values, kind) for values, kind in zip(zip(*rows, strict=True), REFS_SCHEMA.types, strict=True)]
-    return pa.RecordBatch.from_arrays([*columns, pa.array(range(found, found + len(rows)), pa.int64())], schema=_RUN_SCHEMA)
+    return pa.RecordBatch.from_arrays([*columns, pa.array(range(found, found + len(rows)), pa.int64())], schema=RUN_SCHEMA)
 
 
 def _spill(table: pa.Table, path: Path) -> Path:
     try:
         options = pa.ipc.IpcWriteOptions(compression="lz4")
-        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, _RUN_SCHEMA, options=options) as writer:
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, RUN_SCHEMA, options=options) as writer:
             writer.write_table(table, max_chunksize=_IMAGES_PER_BLOCK)
     except OSError as error:
         raise StorageError(f"the listing can't be sorted in {path.parent}: {error}") from error
@@ -114,11 +115,8 @@ def _spill(table: pa.Table, path: Path) -> Path:
 class _Run:
     """One sorted run while it is merged: the block that is next, and where in it."""
 
-    def __init__(self, run: "Path | pa.Table") -> None:
-        if isinstance(run, Path):
-            self._blocks: Iterator[pa.RecordBatch] = iter(pa.ipc.open_stream(pa.OSFile(str(run))))
-        else:
-            self._blocks = iter(run.to_batches(max_chunksize=_IMAGES_PER_BLOCK))
+    def __init__(self, blocks: Iterator[pa.RecordBatch]) -> None:
+        self._blocks = blocks
         self.block: pa.RecordBatch | None = next(self._blocks, None)
 
     def key_at(self, index: int) -> tuple[bytes, int]:
@@ -142,12 +140,21 @@ def _key(block: pa.RecordBatch, index: int) -> tuple[bytes, int]:
     return block.column("file_name")[index].as_buffer().to_pybytes(), block.column("found")[index].as_py()
 
 
-def _merge(runs: Sequence[_Run]) -> Iterator[pa.Table]:
-    """All rows in order. Each step gives what no later block of any run can come before."""
-    alive = [run for run in runs if run.block is not None]
+def _read_blocks(run: Path | pa.Table) -> Iterator[pa.RecordBatch]:
+    if isinstance(run, Path):
+        return iter(pa.ipc.open_stream(pa.OSFile(str(run))))
+    return iter(run.to_batches(max_chunksize=_IMAGES_PER_BLOCK))
+
+
+def merge_runs(runs: Sequence[Iterator[pa.RecordBatch]]) -> Iterator[pa.Table]:
+    """All rows of sorted runs (blocks of ``RUN_SCHEMA``, none of them empty) in order, some at a time, never none.
+
+    Each step gives what no later block of any run can come before, so that of each run one block is held.
+    """
+    alive = [run for run in map(_Run, runs) if run.block is not None]
     while alive:
         last = min(run.key_at(run.block.num_rows - 1) for run in alive if run.block is not None)
         pieces = [run.take_until(last) for run in alive]
-        rows = pa.Table.from_batches(pieces, schema=_RUN_SCHEMA)
+        rows = pa.Table.from_batches(pieces, schema=RUN_SCHEMA)
         yield rows.take(pc.sort_indices(rows, sort_keys=_ORDER)) if len(alive) > 1 else rows
         alive = [run for run in alive if run.block is not None]

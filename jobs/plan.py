@@ -1,7 +1,8 @@
 """Images -> the frozen plan of a run: ``run.json``, ``model/`` and ``plan/``; refuses a resume that does not fit.
 
 Must not know workers or how a shard is labeled. A run is frozen once: first the model folder, then the plan's parts,
-then ``run.json``, which makes them count. From then on a resume reads the plan and never lists the input again.
+then ``run.json``, which makes them count. From then on a resume reads the plan and never lists the input again. An
+extension writes parts after those that stand, then ``run.json`` anew; until that is done the old run is the run.
 """
 
 import bisect
@@ -9,7 +10,7 @@ import functools
 import hashlib
 import importlib.metadata
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,15 +19,16 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from jobs.options import Selection
+from jobs.parts import PlanPart, write_plan
+from jobs.prompts import MatchedPrompts, PromptsPlan, PromptsSpec, compare_prompts, identify
 from jobs.refs import ImageRef, Listing, batch_to_refs
 from labeler import storage, tables
-from labeler.errors import OptionsError, StorageError
+from labeler.errors import OptionsError, StorageError, StorageRefusedError
 from labeler.models import ModelInfo, model_sha256, read_model_info
 from labeler.options import MaskOptions, fingerprint
 
 logger = logging.getLogger(__name__)
 
-_IMAGES_PER_PLAN_PART = 65_536
 _TOOLS = ("sam-labeler", "numpy", "numba", "openvino", "pillow", "pyarrow", "pycocotools", "ray")
 
 
@@ -51,34 +53,38 @@ class RunSpec(_Record):
     selection: Selection
     options: MaskOptions
     model: ModelRecord
+    prompts: PromptsSpec | None = None
 
 
-class PlanPart(_Record):
-    """One file of the plan: which shards it lists."""
+class Extension(_Record):
+    """What was added to a run after its first start: from which part of the plan on, and what was listed."""
 
-    first_shard: int
-    num_shards: int
+    first_part: int
     num_images: int
-    sha256: str
+    num_damaged: int
+    skipped: dict[str, int]
 
 
 class RunRecord(RunSpec):
-    """The content of ``run.json``."""
+    """The content of ``run.json``. What was counted in the listing is the first one's; see ``Extension``."""
 
     schema_version: int
     images_per_shard: int
     num_images: int
     num_shards: int
+    num_damaged: int = 0
     skipped: dict[str, int]
     fingerprint: str
     plan: tuple[PlanPart, ...]
     plan_sha256: str
+    extensions: tuple[Extension, ...] = ()
+    prompts_plan: PromptsPlan | None = None
     tools: dict[str, str]
 
     @property
     def metadata(self) -> dict[str, str]:
         """What every part of this run says in its file metadata."""
-        return tables.make_metadata(self.options, model_sha256=self.model.sha256)
+        return tables.make_metadata(self.options, model_sha256=self.model.sha256, prompts=identify(self.prompts))
 
 
 class PlannedImage(NamedTuple):
@@ -99,7 +105,15 @@ def describe_model(info: ModelInfo, *, name: str) -> ModelRecord:
     )
 
 
-def freeze_run(output: str, spec: RunSpec, *, images_per_shard: int, listing: Listing, model_folder: Path) -> RunRecord:
+def freeze_run(
+    output: str,
+    spec: RunSpec,
+    *,
+    images_per_shard: int,
+    listing: Listing,
+    model_folder: Path,
+    prompts: MatchedPrompts | None = None,
+) -> RunRecord:
     """Write the model, the plan and last ``run.json``. Killed before that, nothing was frozen and the next try starts anew.
 
     Raises:
@@ -109,21 +123,64 @@ def freeze_run(output: str, spec: RunSpec, *, images_per_shard: int, listing: Li
     if tables.list_parts(output, table="masks") or tables.list_parts(output, table="images"):
         raise OptionsError(f"{output} holds masks or images parts but no run.json; name an empty --output")
     _copy_model(model_folder, output)
-    parts = tuple(write_plan(output, listing, images_per_shard=images_per_shard))
+    named = prompts.name_images(listing) if prompts else listing
+    parts = tuple(write_plan(output, named, images_per_shard=images_per_shard))
+    sizes = [part.num_shards for part in parts]
     record = RunRecord(
         **dict(spec),
         schema_version=tables.SCHEMA_VERSION,
         images_per_shard=images_per_shard,
         num_images=listing.num_images,
-        num_shards=sum(part.num_shards for part in parts),
+        num_shards=sum(sizes),
+        num_damaged=listing.num_damaged,
         skipped=dict(listing.skipped),
-        fingerprint=fingerprint(spec.options, model_sha256=spec.model.sha256),
+        fingerprint=fingerprint(spec.options, model_sha256=spec.model.sha256, prompts=identify(spec.prompts)),
         plan=parts,
-        plan_sha256=hashlib.sha256("".join(part.sha256 for part in parts).encode()).hexdigest(),
+        plan_sha256=_hash_plan(parts),
+        prompts_plan=prompts.write(output, images_per_shard=images_per_shard, shards_of_parts=sizes) if prompts else None,
         tools=_read_tool_versions(),
     )
-    storage.write_bytes(storage.join(output, "run.json"), record.model_dump_json(indent=2).encode() + b"\n")
+    _write_record(output, record)
     return record
+
+
+def extend_run(output: str, record: RunRecord, *, listing: Listing, check: Callable[[], None]) -> RunRecord:
+    """Add images to a run: new parts of the plan, with ids and shards after the others, and last a new ``run.json``.
+
+    Killed before that, the run is what it was: the parts beyond its plan do not count, and the next try replaces them.
+
+    Args:
+        output: the run's folder.
+        record: the run.
+        listing: the images to add, at least one.
+        check: called before ``run.json`` is replaced; raises where this process may not write to the folder any more.
+
+    Raises:
+        OptionsError: parts of shards that were never planned lie in the output.
+        StorageError: the output can't be written.
+    """
+    for table in ("masks", "images"):
+        if any(number >= record.num_shards for number in tables.list_parts(output, table=table)):
+            raise OptionsError(f"{output}/{table} holds parts that are none of this run; `verify --repair` removes them")
+    parts = (*record.plan, *write_plan(output, listing, images_per_shard=record.images_per_shard, after=record.plan))
+    extension = Extension(
+        first_part=len(record.plan),
+        num_images=listing.num_images,
+        num_damaged=listing.num_damaged,
+        skipped=dict(listing.skipped),
+    )
+    extended = record.model_copy(
+        update={
+            "num_images": sum(part.num_images for part in parts),
+            "num_shards": sum(part.num_shards for part in parts),
+            "plan": parts,
+            "plan_sha256": _hash_plan(parts),
+            "extensions": (*record.extensions, extension),
+        }
+    )
+    check()
+    _write_record(output, extended)
+    return extended
 
 
 def read_run(output: str) -> RunRecord | None:
@@ -157,14 +214,25 @@ def check_resume(record: RunRecord, spec: RunSpec, *, output: str) -> None:
         lines = "\n".join(f"  {line}" for line in differences)
         raise OptionsError(
             f"{output} holds a run that was started differently:\n{lines}\n"
-            "Repeat the first command to go on with it, or name a new --output."
+            "Repeat the first command to go on with it (with --extend, if images that are new in its input are to be added), "
+            "or name a new --output."
         )
 
 
+def count_shard_images(record: RunRecord, shard: int) -> int:
+    """How many images a shard has."""
+    part = record.plan[find_part(record, shard)]
+    return min(record.images_per_shard, part.num_images - (shard - part.first_shard) * record.images_per_shard)
+
+
 def read_shard(output: str, record: RunRecord, shard: int) -> list[PlannedImage]:
-    """The images of one shard, in order of id."""
-    number = bisect.bisect_right([part.first_shard for part in record.plan], shard) - 1
-    rows = _read_plan_part(output, number)
+    """The images of one shard, in order of id.
+
+    Raises:
+        StorageError: the plan can't be read, or is not the one that ``run.json`` names.
+    """
+    number = find_part(record, shard)
+    rows = _read_plan_part(output, number, record.plan[number].sha256)
     begin = (shard - record.plan[number].first_shard) * record.images_per_shard
     chosen = rows.slice(begin, record.images_per_shard)
     chosen = chosen.filter(pc.equal(chosen["shard"], shard)).combine_chunks()
@@ -182,6 +250,7 @@ def _compare(record: RunRecord, spec: RunSpec) -> Iterator[str]:
         yield f"--model: {old.name} ({old.sha256[:12]}) -> {new.name} ({new.sha256[:12]})"
     yield from _compare_fields(record.selection, spec.selection)
     yield from _compare_fields(record.options, spec.options)
+    yield from compare_prompts(record.prompts, spec.prompts)
 
 
 def _compare_fields(old: BaseModel, new: BaseModel) -> Iterator[str]:
@@ -202,42 +271,30 @@ def _copy_model(folder: Path, output: str) -> None:
         storage.write_bytes(storage.join(output, "model", name), storage.read_bytes(str(folder / name)))
 
 
-def write_plan(output: str, listing: Listing, *, images_per_shard: int) -> Iterator[PlanPart]:
-    """Parts of whole shards, each shard's rows one after the other; no more than one part is held at a time."""
-    shards_per_part = max(1, _IMAGES_PER_PLAN_PART // images_per_shard)
-    images_per_part = shards_per_part * images_per_shard
-    for number, refs in enumerate(_cut(listing.source, num_rows=images_per_part)):
-        index = pa.array(range(number * images_per_part, number * images_per_part + refs.num_rows), pa.int64())
-        ids = {"image_id": pc.add(index, 1), "shard": pc.divide(index, images_per_shard)}
-        columns = [ids[name] if name in ids else refs[name].combine_chunks() for name in tables.PLAN_SCHEMA.names]
-        batch = pa.RecordBatch.from_arrays(columns, schema=tables.PLAN_SCHEMA)
-        data = tables.encode_part([batch], table="plan", metadata={})
-        storage.write_bytes(storage.join(output, tables.part_name("plan", number)), data)
-        yield PlanPart(
-            first_shard=number * shards_per_part,
-            num_shards=-(-refs.num_rows // images_per_shard),
-            num_images=refs.num_rows,
-            sha256=hashlib.sha256(data).hexdigest(),
-        )
+def find_part(record: RunRecord, shard: int) -> int:
+    """The number of the part of the plan that lists a shard."""
+    return bisect.bisect_right(record.plan, shard, key=lambda part: part.first_shard) - 1
 
 
-def _cut(batches: Iterable[pa.RecordBatch], *, num_rows: int) -> Iterator[pa.Table]:
-    """The same rows in tables of this length, but for the last."""
-    held: list[pa.RecordBatch] = []
-    for batch in batches:
-        held.append(batch)
-        while sum(part.num_rows for part in held) >= num_rows:
-            table = pa.Table.from_batches(held)
-            yield table.slice(0, num_rows)
-            held = table.slice(num_rows).to_batches()
-    if any(part.num_rows for part in held):
-        yield pa.Table.from_batches(held)
+def _hash_plan(parts: Iterable[PlanPart]) -> str:
+    return hashlib.sha256("".join(part.sha256 for part in parts).encode()).hexdigest()
+
+
+def _write_record(output: str, record: RunRecord) -> None:
+    storage.write_bytes(storage.join(output, "run.json"), record.model_dump_json(indent=2).encode() + b"\n")
 
 
 @functools.lru_cache(maxsize=2)
-def _read_plan_part(output: str, number: int) -> pa.Table:
+def _read_plan_part(output: str, number: int, sha256: str) -> pa.Table:
     """A frozen part, so it may be kept: neighbouring shards are read from the same one."""
-    return tables.read_part(output, table="plan", number=number)
+    uri = storage.join(output, tables.part_name("plan", number))
+    try:
+        data = storage.read_bytes(uri)
+    except (FileNotFoundError, PermissionError) as error:
+        raise StorageError(f"{uri} can't be read: {error}") from error
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise StorageRefusedError(f"{uri} is not the plan that {output}/run.json names")
+    return tables.decode_part(data, name=uri)
 
 
 def _read_tool_versions() -> dict[str, str]:

@@ -1,10 +1,10 @@
 """The bytes of one image, wherever the plan says they are. Must not know what they show or what becomes of them."""
 
-from jobs.archives import find_member, split_member_uri
-from jobs.image_rows import read_row, split_row_uri
 from jobs.refs import ImageRef
 from labeler import storage
-from labeler.errors import ImageError
+from labeler.archives import find_damage, find_member, split_member_uri
+from labeler.errors import ImageError, OptionsError
+from labeler.image_rows import read_row, split_row_uri
 
 
 def read_image(ref: ImageRef, *, image_column: str | None = None) -> bytes:
@@ -15,16 +15,21 @@ def read_image(ref: ImageRef, *, image_column: str | None = None) -> bytes:
         image_column: which column of a Parquet file holds images, where it has several.
 
     Raises:
-        ImageError: it has changed since it was listed.
+        ImageError: it has changed since it was listed, or what holds it is damaged.
         FileNotFoundError, PermissionError, StorageError: as ``labeler.storage``.
     """
+    if ref.is_holder:
+        raise _explain_holder(ref)
     member, row = split_member_uri(ref.uri), split_row_uri(ref.uri)
     if member is not None:
         return _read_member(ref, *member)
     # A file may be called so too; where the plan has the row's number there is no doubt.
     if row is not None and (ref.offset is not None or row[0].lower().endswith(".parquet")):
         _check_etag(ref, row[0])
-        return read_row(*row, wanted=image_column)
+        try:
+            return read_row(*row, wanted=image_column)
+        except OptionsError as error:
+            raise ImageError("corrupt", str(error)) from error
     data = storage.read_bytes(ref.uri)
     if ref.size_bytes is not None and len(data) != ref.size_bytes:
         raise ImageError("changed", f"it has {len(data)} bytes, but had {ref.size_bytes} when the run was planned")
@@ -37,10 +42,21 @@ def _read_member(ref: ImageRef, archive: str, name: str) -> bytes:
     if offset is None or length is None:  # Somebody's list names it: where it is must be looked up.
         _, offset, length = find_member(archive, name)
     data = storage.read_bytes(archive, offset=offset, length=length)
-    if len(data) != length:
-        raise ImageError("changed", f"its archive ended after {len(data)} of its {length} bytes")
     _check_etag(ref, archive)
+    if len(data) != length:
+        raise ImageError("truncated", f"its archive ends after {len(data)} of its {length} bytes")
     return data
+
+
+def _explain_holder(ref: ImageRef) -> ImageError:
+    """Why an archive or a Parquet file is a row by itself: looked at again, for the plan says only from where on."""
+    _check_etag(ref, ref.uri)
+    if ref.uri.lower().endswith(".parquet"):
+        return ImageError("corrupt", f"the Parquet file can't be read from row {ref.offset} on; its images are lost")
+    damage = find_damage(ref.uri, offset=ref.offset or 0)
+    if damage is not None:
+        return ImageError(damage.kind, damage.reason)
+    return ImageError("changed", "it could not be read when the run was planned, and now it can: --extend adds what is in it")
 
 
 def _check_etag(ref: ImageRef, uri: str) -> None:

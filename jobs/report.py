@@ -196,6 +196,7 @@ class Watch:
             "num_done": tally.num_images,
             "num_failed": tally.num_failed,
             "errors": dict(sorted(tally.errors.items())),
+            "prompts": dict(sorted(tally.prompts.items())),
             "num_masks": tally.num_masks,
             "num_workers": self._num_workers,
             "seconds": round(time.monotonic() - self._start_s, 3),
@@ -234,9 +235,11 @@ def describe_report(report: Mapping[str, Any], *, output: str) -> str:
     """The summary at the end of a run, and what to do next."""
     stages = ", ".join(f"{name} {seconds:.3f}" for name, seconds in report["seconds_per_stage"].items())
     kinds = ", ".join(f"{count} {kind}" for kind, count in report["errors"].items())
+    prompts = describe_prompt_counts(report.get("prompts") or {})
     lines = [
         f"{report['num_done']} of {report['num_images']} images done, {report['num_masks']} masks, "
         f"{report['num_failed']} failed{f' ({kinds})' if kinds else ''}",
+        *([prompts] if prompts else []),
         f"{report['images_per_s']:.2f} images/s, {report['masks_per_s']:.1f} masks/s, "
         f"{describe_duration(report['seconds'])} with {report['num_workers']} workers",
         f"seconds an image: {stages}; peak memory of a worker {report['peak_memory_bytes'] / 2**20:.0f} MiB",
@@ -246,6 +249,15 @@ def describe_report(report: Mapping[str, Any], *, output: str) -> str:
         lines += ["next:", f"  python -m jobs verify {output}", f"  python -m export coco {output} coco.json"]
         lines += [f"  python -m export preview {output} preview"]
     return "\n".join(lines)
+
+
+def describe_prompt_counts(counts: Mapping[str, int]) -> str:
+    """A sentence on what became of a run's prompts; empty where it has none."""
+    if not counts:
+        return ""
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()) if kind != "ok")
+    text = f"{counts.get('ok', 0)} of {sum(counts.values())} prompts have their mask"
+    return text + (f"; not: {kinds} (the table prompts says why)" if kinds else "")
 
 
 def describe_duration(seconds: float) -> str:

@@ -75,6 +75,7 @@ def label_shards(
                 for worker in crew.wait_for_news():
                     follow_worker(worker, crew=crew, ledger=ledger, watch=watch, metrics=metrics)
                 crew.kill_hung_workers()
+                crew.say_if_no_room(watch.say)
                 crew.release_ghosts()
                 watch.tick(num_workers=crew.count_ready())
         finally:
@@ -93,7 +94,8 @@ def follow_worker(worker: Worker, *, crew: Crew, ledger: ShardLedger, watch: Wat
         elif task is None:
             crew.welcome(worker, ray.get(worker.loading))
         else:
-            follow_event(ray.get(next(task.events)), worker=worker, task=task, watch=watch, metrics=metrics)
+            event = ray.get(next(task.events))
+            follow_event(event, worker=worker, task=task, crew=crew, watch=watch, metrics=metrics)
     except StopIteration:
         worker.task = None
     except RayTaskError as error:
@@ -111,7 +113,7 @@ def follow_worker(worker: Worker, *, crew: Crew, ledger: ShardLedger, watch: Wat
         follow_death(worker, error, crew=crew, ledger=ledger, watch=watch)
 
 
-def follow_event(event: object, *, worker: Worker, task: Task, watch: Watch, metrics: RunMetrics) -> None:
+def follow_event(event: object, *, worker: Worker, task: Task, crew: Crew, watch: Watch, metrics: RunMetrics) -> None:
     """What a worker tells about its shard."""
     match event:
         case ImageStarted(image_id):
@@ -123,6 +125,7 @@ def follow_event(event: object, *, worker: Worker, task: Task, watch: Watch, met
             task.since_s = time.monotonic()
             watch.count_image(task.assignment.shard, event)
         case ShardCommitted():
+            crew.learn_memory(event.peak_memory_bytes)
             watch.count_shard(event, worker=str(worker))
             metrics.count(event.tally - event.kept)
 
@@ -130,14 +133,14 @@ def follow_event(event: object, *, worker: Worker, task: Task, watch: Watch, met
 def follow_death(worker: Worker, error: RayError, *, crew: Crew, ledger: ShardLedger, watch: Watch) -> None:
     """A worker is dead: somebody answers for it, and its shard waits for another as soon as this one can write no more."""
     logger.debug("a worker died: %s", error)
-    task = worker.task
+    task, node = worker.task, worker.find_node()
+    is_machine_gone = getattr(error, "preempted", False) or (node is not None and not is_node_alive(node))
     if task is None:
-        crew.bury(worker, then=lambda: None)
+        crew.bury(worker, is_machine_gone=is_machine_gone, then=lambda: None)
         return
     watch.drop_shard(task.assignment.shard)
-    is_machine_gone = getattr(error, "preempted", False) or (worker.info is not None and not is_node_alive(worker.info.node))
     charge = functools.partial(charge_death, task, ledger=ledger, name=str(worker), is_machine_gone=is_machine_gone)
-    crew.bury(worker, then=charge)
+    crew.bury(worker, is_machine_gone=is_machine_gone, then=charge)
 
 
 def charge_death(task: Task, *, ledger: ShardLedger, name: str, is_machine_gone: bool) -> None:

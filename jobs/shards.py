@@ -1,26 +1,27 @@
 """Write a shard and commit it, count what is committed, verify a run. Must not know who labels or when.
 
-A shard is two files with names known beforehand. The masks part is written first, then the images part, which holds
-the masks part's sha256: when it stands, the shard is committed. Making a shard again takes the images part away first.
+A shard is two files with names known beforehand, three in a run with prompts. The masks part is written first, then that of
+the prompts, then the images part, which holds the others' sha256: when it stands, the shard is committed. Making a shard
+again takes the images part away first.
 """
 
 import errno
+import functools
 import hashlib
 import random
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from jobs.lease import LeaseLostError, Permit, check_permit
 from labeler import storage, tables
 from labeler.errors import StorageError, StorageRefusedError
+from labeler.prompt_rows import PromptRow, prompts_to_batch, values_to_row
 from labeler.tables import ImageRow
 
 STAGES = ("read", "decode", "encode", "predict", "post")
-
-_TABLES: tuple[tables.TableName, ...] = ("masks", "images")
 
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
@@ -39,12 +40,14 @@ class Tally:
 
     Attributes:
         errors: how many failed, by ``error_kind``.
+        prompts: in a run with prompts, how many have their mask (``ok``) or else which ``error_kind``.
         stage_seconds: seconds spent in each of ``STAGES``, summed over images.
     """
 
     num_images: int = 0
     num_masks: int = 0
     errors: Mapping[str, int] = field(default_factory=dict)
+    prompts: Mapping[str, int] = field(default_factory=dict)
     stage_seconds: tuple[float, ...] = (0.0,) * len(STAGES)
 
     @property
@@ -57,6 +60,7 @@ class Tally:
             num_images=self.num_images - other.num_images,
             num_masks=self.num_masks - other.num_masks,
             errors=dict(Counter(self.errors) - Counter(other.errors)),
+            prompts=dict(Counter(self.prompts) - Counter(other.prompts)),
             stage_seconds=tuple(a - b for a, b in zip(self.stage_seconds, other.stage_seconds, strict=True)),
         )
 
@@ -65,53 +69,79 @@ class Tally:
             num_images=self.num_images + other.num_images,
             num_masks=self.num_masks + other.num_masks,
             errors=dict(Counter(self.errors) + Counter(other.errors)),
+            prompts=dict(Counter(self.prompts) + Counter(other.prompts)),
             stage_seconds=tuple(a + b for a, b in zip(self.stage_seconds, other.stage_seconds, strict=True)),
         )
 
 
-def tally_rows(rows: Sequence[ImageRow]) -> Tally:
-    """The tally of some rows of the images table."""
+def tally_rows(rows: Sequence[ImageRow], prompts: Sequence[PromptRow] = ()) -> Tally:
+    """The tally of some rows of the images table, and of the prompts table."""
     return Tally(
         num_images=len(rows),
         num_masks=sum(row.num_masks for row in rows),
         errors=dict(Counter(row.error_kind for row in rows if row.error_kind is not None)),
+        prompts=dict(Counter(row.error_kind or "ok" for row in prompts)),
         stage_seconds=tuple(sum(getattr(row, f"seconds_{stage}") or 0.0 for row in rows) for stage in STAGES),
     )
 
 
 def tally_shard(output: str, shard: int) -> Tally:
-    """The tally of a committed shard, read from its images part alone."""
+    """The tally of a committed shard, read from its images part and, where it has one, its prompts part."""
     columns = ["num_masks", "error_kind", *(f"seconds_{stage}" for stage in STAGES)]
-    rows = tables.read_part(output, table="images", number=shard, columns=columns).to_pylist()
+    images = tables.read_part(output, table="images", number=shard, columns=columns)
+    rows, kinds = images.to_pylist(), []
+    if tables.PROMPTS_SHA256 in tables.read_metadata(images):
+        prompts = tables.read_part(output, table="prompts", number=shard, columns=["error_kind"])
+        kinds = prompts["error_kind"].to_pylist()
     return Tally(
         num_images=len(rows),
         num_masks=sum(row["num_masks"] for row in rows),
         errors=dict(Counter(row["error_kind"] for row in rows if row["error_kind"] is not None)),
+        prompts=dict(Counter(kind or "ok" for kind in kinds)),
         stage_seconds=tuple(sum(row[f"seconds_{stage}"] or 0.0 for row in rows) for stage in STAGES),
     )
 
 
 @dataclass(frozen=True, slots=True)
 class KeptImage:
-    """An image of a committed shard that is not labeled again: its row and its masks as they stand."""
+    """An image of a committed shard that is not labeled again: its row, its masks and its prompts' rows as they stand."""
 
     row: ImageRow
     batches: Sequence[Any]
+    prompts: Sequence[PromptRow] = ()
 
 
-def read_parts(output: str, shard: int) -> tuple[Any, Any] | None:
-    """The masks and images of a committed shard as tables; None where a part is missing, damaged or not the other's."""
+class ShardParts(NamedTuple):
+    """The parts of a committed shard as tables; of prompts there is one in a run that has them."""
+
+    masks: Any
+    images: Any
+    prompts: Any | None = None
+
+
+def read_parts(output: str, shard: int) -> ShardParts | None:
+    """The parts of a committed shard; None where one is missing, damaged or not the others'."""
     try:
-        data = {table: storage.read_bytes(locate_part(output, table, shard)) for table in _TABLES}
-        masks, images = (tables.decode_part(data[table], name=tables.part_name(table, shard)) for table in _TABLES)
+        images, _ = _read_part(output, "images", shard)
+        known = tables.read_metadata(images)
+        masks, sha256 = _read_part(output, "masks", shard)
+        is_whole, prompts = sha256 == known.get(tables.MASKS_SHA256), None
+        if tables.PROMPTS_SHA256 in known:
+            prompts, sha256 = _read_part(output, "prompts", shard)
+            is_whole = is_whole and sha256 == known[tables.PROMPTS_SHA256]
     except FileNotFoundError:
         return None
     except StorageError as error:
         if error.__cause__ is not None and not isinstance(error.__cause__, OSError):
             return None  # It was read, but is no table.
         raise
-    wanted = tables.read_metadata(images).get(tables.MASKS_SHA256)
-    return (masks, images) if wanted == hashlib.sha256(data["masks"]).hexdigest() else None
+    return ShardParts(masks, images, prompts) if is_whole else None
+
+
+def _read_part(output: str, table: tables.TableName, shard: int) -> tuple[Any, str]:
+    """A part as a table, and the sha256 of its bytes."""
+    data = storage.read_bytes(locate_part(output, table, shard))
+    return tables.decode_part(data, name=tables.part_name(table, shard)), hashlib.sha256(data).hexdigest()
 
 
 def read_kept(output: str, shard: int, *, kinds: Collection[str]) -> dict[int, KeptImage]:
@@ -122,15 +152,18 @@ def read_kept(output: str, shard: int, *, kinds: Collection[str]) -> dict[int, K
     parts = read_parts(output, shard)
     if parts is None:
         return {}
-    masks, images = parts
     # Parquet names what is in a list otherwise than Arrow does; the bytes of a part must not tell that it was read.
-    masks = masks.cast(tables.SCHEMAS["masks"])
+    masks = parts.masks.cast(tables.make_schema("masks", prompted=parts.prompts is not None))
+    prompts: dict[int | None, list[PromptRow]] = defaultdict(list)
+    for values in parts.prompts.to_pylist() if parts.prompts is not None else ():
+        prompts[values["image_id"]].append(values_to_row(values))
     kept, begin = {}, 0
-    for row in images.to_pylist():
+    for row in parts.images.to_pylist():
         end = begin + row["num_masks"]
         if row["error_kind"] not in kinds:
             image = tables.values_to_image(row)
-            kept[image.image_id] = KeptImage(image, masks.slice(begin, end - begin).to_batches())
+            batches = masks.slice(begin, end - begin).to_batches()
+            kept[image.image_id] = KeptImage(image, batches, prompts[image.image_id])
         begin = end
     return kept
 
@@ -141,15 +174,17 @@ def commit_shard(
     *,
     masks: Sequence[Any],
     rows: Sequence[ImageRow],
+    prompts: Sequence[PromptRow] | None = None,
     metadata: Mapping[str, str],
     retries: int,
     permit: Permit | None = None,
 ) -> None:
-    """Write both parts of a shard; when this returns, it counts.
+    """Write the parts of a shard; when this returns, it counts.
 
     Args:
         masks: record batches of the masks table, in order of image_id.
         rows: one for each image of the shard, in order of image_id.
+        prompts: in a run that has them, one for each prompt of the shard, in the order of their plan.
         metadata: the run's.
         retries: how often a write that failed is tried again.
         permit: looked at again before each write, and each new try of one.
@@ -157,13 +192,14 @@ def commit_shard(
     Raises:
         StorageError: the store does not take them; LeaseLostError: it may not be asked to any more.
     """
-    masks_part = tables.encode_part(masks, table="masks", metadata=metadata)
-    images_part = tables.encode_part(
-        [tables.images_to_batch(rows)],
-        table="images",
-        metadata={**metadata, tables.MASKS_SHA256: hashlib.sha256(masks_part).hexdigest()},
-    )
-    masks_uri, images_uri = (locate_part(output, table, shard) for table in _TABLES)
+    schema = tables.make_schema("masks", prompted=prompts is not None)
+    parts: dict[tables.TableName, bytes] = {}
+    parts["masks"] = tables.encode_part(masks, table="masks", metadata=metadata, schema=schema)
+    hashes = {tables.MASKS_SHA256: hashlib.sha256(parts["masks"]).hexdigest()}
+    if prompts is not None:
+        parts["prompts"] = tables.encode_part([prompts_to_batch(prompts)], table="prompts", metadata=metadata)
+        hashes[tables.PROMPTS_SHA256] = hashlib.sha256(parts["prompts"]).hexdigest()
+    parts["images"] = tables.encode_part([tables.images_to_batch(rows)], table="images", metadata={**metadata, **hashes})
 
     def write(step: Callable[[], None]) -> None:
         def try_once() -> None:
@@ -173,9 +209,9 @@ def commit_shard(
         call_with_retries(try_once, retries=retries)
 
     try:
-        write(lambda: storage.delete(images_uri))
-        write(lambda: storage.write_bytes(masks_uri, masks_part))
-        write(lambda: storage.write_bytes(images_uri, images_part))
+        write(functools.partial(storage.delete, locate_part(output, "images", shard)))
+        for table, data in parts.items():  # In this order: the images part is the commit mark.
+            write(functools.partial(storage.write_bytes, locate_part(output, table, shard), data))
     except (FileNotFoundError, PermissionError) as error:
         raise StorageError(f"can't write to {output}: {error}") from error
 

@@ -1,47 +1,52 @@
 """An input -> the images in it, in the order their ids are given. Must not know shards, runs or what becomes of an image.
 
-An input is a folder or prefix, a glob, a list, a COCO file, a tar archive or a Parquet file of images. What is listed
-becomes the frozen plan: a resume never lists again.
+An input is a folder or prefix, a pattern, a list, a COCO file, a tar archive or a Parquet file of images. What is listed
+becomes the frozen plan: a resume never lists again. An archive or Parquet file that can't be read, or not to its end,
+stops nothing: it becomes a row itself, beside the images before the damage, and its reader says what is wrong with it.
 """
 
 import hashlib
 import heapq
+import itertools
 import json
 import logging
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 
-from jobs.archives import list_members, make_member_uri
-from jobs.image_rows import find_image_column, list_rows, make_row_uri, open_parquet
 from jobs.lists import read_entries, record_to_kept
 from jobs.options import Selection
 from jobs.ordering import sort_refs
-from jobs.refs import ImageRef, Listing
+from jobs.patterns import compile_pattern, expand_braces, has_wildcard, is_pattern, split_pattern
+from jobs.refs import ImageRef, Listing, holder_to_ref
 from labeler import storage
-from labeler.errors import OptionsError
+from labeler.archives import Damage, list_members, make_member_uri
+from labeler.errors import ImageError, OptionsError
+from labeler.image_rows import find_image_column, list_rows, make_row_uri, open_parquet
 from labeler.images import IMAGE_EXTENSIONS
 from labeler.storage import FileInfo
 from labeler.tables import IMAGES_SCHEMA
 
 logger = logging.getLogger(__name__)
 
-_GLOB = re.compile(r"[*?\[]")
 _LISTS = frozenset({".txt", ".csv", ".jsonl", ".json", ".parquet"})
 _HOLDERS = frozenset({".tar", ".parquet"})
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _NUM_LOOKED_UP = 10
 
 
-def list_images(root: str, *, selection: Selection, on_progress: Callable[[int], None] | None = None) -> Listing:
+def list_images(
+    root: str, *, selection: Selection, on_progress: Callable[[int], None] | None = None, may_be_empty: bool = False
+) -> Listing:
     """List an input.
 
     Args:
         root: its URI.
         selection: which of its images.
         on_progress: told now and then how many were found so far.
+        may_be_empty: that there is no image in it is an answer, not an error.
 
     Raises:
         OptionsError: there is no such input, or no image in it is left to label.
@@ -57,26 +62,27 @@ def list_images(root: str, *, selection: Selection, on_progress: Callable[[int],
         raise OptionsError(f"--input {root} does not exist: {error}") from error
     except PermissionError as error:
         raise OptionsError(f"--input {root} may not be read: {error}") from error
-    if not num_images:
+    if not num_images and not may_be_empty:
         raise OptionsError(f"nothing to label in {root}: {_describe_nothing(counted['images'], skipped)}")
     return Listing(
         num_images=num_images,
         skipped=dict(sorted(skipped.items())),
         num_not_selected=counted["images"] - num_images,
         source=source,
+        num_damaged=counted["damaged"],
     )
 
 
 def find_root(root: str, *, selection: Selection) -> str:
     """The place that must be there for the input to be there: an image that is not, while this is, is missing."""
-    if _is_glob(root):
-        return _split_glob(root)[0]
+    if is_pattern(root):
+        return split_pattern(root)[0]
     return selection.images_root or root
 
 
 def select_images(refs: Iterable[ImageRef], *, selection: Selection) -> Iterable[ImageRef]:
-    """Those that ``include``, ``exclude`` and ``sample`` leave, in any order."""
-    chosen = (ref for ref in refs if _is_wanted(ref.file_name, selection))
+    """Those that ``include``, ``exclude`` and ``sample`` leave, in any order. What is damaged is never left out by name."""
+    chosen = (ref for ref in refs if ref.is_holder or _is_wanted(ref.file_name, selection))
     if selection.sample is None:
         return chosen
     return heapq.nsmallest(selection.sample, chosen, key=lambda ref: _draw(ref.file_name, seed=selection.seed))
@@ -86,15 +92,14 @@ def _find_images(root: str, selection: Selection, skipped: Counter[str]) -> Iter
     extension = PurePosixPath(root).suffix.lower()
     if root.lower().endswith(_COMPRESSED):
         raise OptionsError(f"--input {root} is compressed, so that no image in it can be read by itself; unpack it to .tar")
-    if _is_glob(root):
-        yield from _list_glob(root, selection, skipped)
+    if is_pattern(root):
+        yield from _list_pattern(root, selection, skipped)
     elif storage.is_folder(root):
         yield from _list_files(storage.list_files(root), selection, skipped)
     elif not storage.exists(root):
         raise OptionsError(f"--input {root} does not exist: not a folder, nor a file")
     elif extension == ".tar" or (extension == ".parquet" and _holds_images(root, selection)):
-        about = storage.stat_file(root)
-        yield from _list_holder(about, selection, skipped)
+        yield from _list_one_holder(storage.stat_file(root), selection, skipped)
     elif extension in _LISTS:
         yield from _list_entries(root, selection)
     else:
@@ -123,13 +128,34 @@ def _list_files(files: Iterable[FileInfo], selection: Selection, skipped: Counte
 
 
 def _list_holder(file: FileInfo, selection: Selection, skipped: Counter[str]) -> Iterator[ImageRef]:
-    """The images inside of one file."""
-    if file.path.lower().endswith(".parquet"):
-        yield from _list_image_rows(file, selection)
-        return
+    """The images inside of one file, and the file itself where it can't be read to its end."""
+    try:
+        if file.path.lower().endswith(".parquet"):
+            yield from _list_image_rows(file, selection)
+        else:
+            yield from _list_members(file, skipped)
+    except (FileNotFoundError, PermissionError) as error:
+        logger.warning("%s can't be read: %s", file.uri, error)
+        yield holder_to_ref(file, damaged_at=0)
+
+
+def _list_one_holder(file: FileInfo, selection: Selection, skipped: Counter[str]) -> Iterator[ImageRef]:
+    """The same for an input that is one file: where nothing of it can be read, somebody named the wrong one."""
+    refs = _list_holder(file, selection, skipped)
+    first = next(refs, None)
+    if first is not None and first.is_holder:
+        raise OptionsError(f"--input {file.uri} is no whole, uncompressed tar archive nor Parquet file of images")
+    yield from itertools.chain([first] if first else [], refs)
+
+
+def _list_members(file: FileInfo, skipped: Counter[str]) -> Iterator[ImageRef]:
     name = storage.encode_name(file.path)
     for member in list_members(file.uri):
-        kind = _name_skipped_kind(member.name.removeprefix("./"))
+        if isinstance(member, Damage):
+            logger.warning("%s is %s: %s", file.uri, member.kind, member.reason)
+            yield holder_to_ref(file, damaged_at=member.offset)
+            continue
+        kind = _name_skipped_kind(member.name.removeprefix("./")) or ("link" if member.offset is None else None)
         if kind is not None:
             skipped[kind] += 1
             continue
@@ -144,11 +170,27 @@ def _list_holder(file: FileInfo, selection: Selection, skipped: Counter[str]) ->
 
 
 def _list_image_rows(file: FileInfo, selection: Selection) -> Iterator[ImageRef]:
-    if not _holds_images(file.uri, selection):
+    try:
+        column = find_image_column(open_parquet(file.uri).schema_arrow, wanted=selection.image_column)
+    except OptionsError as error:
+        logger.warning("%s", error)
+        yield holder_to_ref(file, damaged_at=0)
+        return
+    if column is None:
         wanted = f"called {selection.image_column}" if selection.image_column else "or several, of which none is called image"
         raise OptionsError(f"{file.uri} has no column of image bytes, {wanted}; see --image-column")
     name, keep = storage.encode_name(file.path), selection.keep_columns
-    for number, row in enumerate(list_rows(file.uri, columns=keep)):
+    rows = enumerate(list_rows(file.uri, columns=keep))
+    number = -1
+    while True:
+        try:
+            number, row = next(rows)
+        except StopIteration:
+            return
+        except ImageError as error:
+            logger.warning("%s: %s", file.uri, error.reason)
+            yield holder_to_ref(file, damaged_at=number + 1)
+            return
         kept = json.dumps(record_to_kept(row, keep=keep, uri=file.uri)) if keep else None
         yield ImageRef(
             uri=make_row_uri(file.uri, number), file_name=f"{name}/{number}", offset=number, etag=file.etag, kept=kept
@@ -172,44 +214,34 @@ def _list_entries(root: str, selection: Selection) -> Iterator[ImageRef]:
         raise OptionsError(f"{root}: {not_found[0]} is not there, nor are those after it; say --images-root")
 
 
-def _list_glob(root: str, selection: Selection, skipped: Counter[str]) -> Iterator[ImageRef]:
-    """Files under the fixed beginning of a pattern that match the rest; ``**`` stands for any folders, ``*`` for no slash."""
-    folder, pattern = _split_glob(root)
-    matches = re.compile(_glob_to_regex(pattern)).fullmatch
-    files = (file for file in storage.list_files(folder) if matches(file.path))
+def _list_pattern(root: str, selection: Selection, skipped: Counter[str]) -> Iterator[ImageRef]:
+    """Files under the fixed beginning of a pattern that match the rest; those that braces name need no listing."""
+    folder, pattern = split_pattern(root)
+    if has_wildcard(pattern):
+        matches = compile_pattern(pattern)
+        files: Iterable[FileInfo] = (file for file in storage.list_files(folder) if matches(file.path))
+    else:
+        files = _look_up(folder, expand_braces(pattern), root=root)
     yield from _list_files(files, selection, skipped)
 
 
-def _is_glob(root: str) -> bool:
-    """Whether a URI is a pattern. Local URIs are encoded, so they show it only in what ``%`` stands for."""
-    path = storage.uri_to_path(root)
-    if path is None:
-        return "::" not in root and bool(_GLOB.search(root.partition("://")[2])) and not root.lower().startswith("http")
-    return bool(_GLOB.search(str(path))) and not path.exists()
-
-
-def _split_glob(root: str) -> tuple[str, str]:
-    """The folder before the first wildcard, and the pattern below it."""
-    path = storage.uri_to_path(root)
-    scheme, text = ("", str(path)) if path is not None else (root.partition("://")[0] + "://", root.partition("://")[2])
-    match = _GLOB.search(text)
-    assert match is not None  # Only patterns are split.
-    folder, _, _ = text[: match.start()].rpartition("/")
-    place = scheme + folder if scheme else storage.path_to_uri(folder or "/")
-    return place, text[len(folder) :].lstrip("/")
-
-
-def _glob_to_regex(pattern: str) -> str:
-    pieces = re.split(r"(\*\*/|\*\*|\*|\?|\[!?[^\]/]+\])", pattern)
-    known = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    return "(?s:" + "".join(known.get(piece) or _piece_to_regex(piece) for piece in pieces) + ")"
-
-
-def _piece_to_regex(piece: str) -> str:
-    if len(piece) > 2 and piece[0] == "[" and piece[-1] == "]":
-        inside = piece[1:-1].replace("\\", "\\\\")
-        return f"[^{inside[1:]}]" if inside[0] == "!" else f"[{inside}]"
-    return re.escape(piece)
+def _look_up(folder: str, names: Iterable[str], *, root: str) -> Iterator[FileInfo]:
+    """Files, and all below folders, by name. One that is not there is listed too, so that it is missed by name."""
+    num_found = 0
+    for name in names:
+        uri = storage.join(folder, name)
+        try:
+            yield replace(storage.stat_file(uri), path=name)
+            num_found += 1
+        except FileNotFoundError:
+            if not storage.is_folder(uri):
+                yield FileInfo(uri, name, None, None)
+                continue
+            for file in storage.list_files(uri):
+                yield replace(file, path=f"{name}/{file.path}")
+                num_found += 1
+    if not num_found:
+        raise OptionsError(f"--input {root} does not exist: there is none of what its braces name")
 
 
 def _holds_images(uri: str, selection: Selection) -> bool:
@@ -244,6 +276,7 @@ def _check_keep_columns(selection: Selection) -> None:
 def _count(refs: Iterable[ImageRef], counted: Counter[str]) -> Iterator[ImageRef]:
     for ref in refs:
         counted["images"] += 1
+        counted["damaged"] += ref.is_holder
         yield ref
 
 

@@ -52,6 +52,7 @@ def describe_counted(tally: Tally, shards: ShardSet) -> dict[str, Any]:
         "num_images": tally.num_images,
         "num_masks": tally.num_masks,
         "errors": dict(tally.errors),
+        "prompts": dict(tally.prompts),
         "stage_seconds": dict(zip(STAGES, tally.stage_seconds, strict=True)),
     }
 
@@ -89,6 +90,7 @@ def _read_counted(progress: Mapping[str, Any] | None) -> tuple[set[int], Tally]:
             num_images=int(counted["num_images"]),
             num_masks=int(counted["num_masks"]),
             errors={str(kind): int(count) for kind, count in counted["errors"].items()},
+            prompts={str(kind): int(count) for kind, count in counted["prompts"].items()},
             stage_seconds=tuple(float(counted["stage_seconds"][stage]) for stage in STAGES),
         )
         return text_to_shards(counted["shards"]), tally

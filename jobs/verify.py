@@ -5,17 +5,20 @@ its masks, each mask the box, area and size that pycocotools finds in its run le
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jobs.asking import read_prompts
 from jobs.plan import PlannedImage, RunRecord, read_shard
 from jobs.shards import locate_part
+from jobs.verify_prompts import check_prompt_rows, check_prompts_plan
 from labeler import rle, storage, tables
 from labeler.errors import ERROR_KINDS, LabelerError
 from labeler.models import check_model, find_model, model_sha256
 
 _TABLES: tuple[tables.TableName, ...] = ("plan", "masks", "images")
+_TABLES_OF_PROMPTS: tuple[tables.TableName, ...] = ("prompts_plan", "prompts")
 _FROM_PLAN = ("image_id", "uri", "file_name", "source_id", "size_bytes", "etag")
 
 
@@ -32,16 +35,16 @@ class Fault:
 
 def find_faults(output: str, record: RunRecord) -> Iterator[Fault]:
     """Each thing that is wrong with a run, as a sentence that names the file. Nothing where the run is whole."""
-    plan_faults = list(_check_plan(output, record))
+    plan_faults = [*_check_plan(output, record), *check_prompts_plan(output, record)]
     yield from map(Fault, plan_faults)
     yield from map(Fault, _check_model(output, record))
-    for table in _TABLES:
+    for table in (*_TABLES, *(_TABLES_OF_PROMPTS if record.prompts else ())):
         yield from _check_names(output, record, table)
     if plan_faults:
         return  # Without the plan nobody can say which rows are right.
     for shard in range(record.num_shards):
         # The images part first: from then on the shard does not count.
-        parts = (tables.part_name("images", shard), tables.part_name("masks", shard))
+        parts = tuple(tables.part_name(table, shard) for table in _list_tables(record))
         for text in _check_shard(output, record, shard):
             yield Fault(text, parts)
 
@@ -49,7 +52,7 @@ def find_faults(output: str, record: RunRecord) -> Iterator[Fault]:
 def remove_parts(output: str, parts: Iterable[str]) -> None:
     """Take away what ``find_faults`` named, so that the next run makes it again."""
     storage.delete(storage.join(output, "progress.json"))  # It counts what is about to go.
-    for name in sorted(parts):  # "images" sorts before "masks": without its images part a shard does not count.
+    for name in sorted(parts):  # "images" sorts before the others: without its images part a shard does not count.
         storage.delete(storage.join(output, *name.split("/")))
 
 
@@ -77,22 +80,29 @@ def _check_model(output: str, record: RunRecord) -> Iterator[str]:
 
 def _check_names(output: str, record: RunRecord, table: tables.TableName) -> Iterator[Fault]:
     """Every file of a table's folder is one of its parts: readers of the folder take whatever lies there."""
-    num_parts = len(record.plan) if table == "plan" else record.num_shards
+    num_parts = len(record.plan) if table in ("plan", "prompts_plan") else record.num_shards
     try:
         names = sorted(file.path for file in storage.list_files(storage.join(output, table)))
     except FileNotFoundError:
         names = []
     expected = {tables.part_name(table, number).removeprefix(f"{table}/") for number in range(num_parts)}
     for name in names:
+        if table == "plan" and (tables.parse_part_name(name) or 0) >= num_parts:
+            continue  # What a killed --extend leaves: nobody reads it, and the next one replaces it.
         if name not in expected and not name.startswith("."):  # Dotfiles are no data: a killed writer may leave one.
             # What is no part by its name may be dear to someone.
-            is_ours = table != "plan" and tables.parse_part_name(name) is not None
+            is_ours = table not in ("plan", "prompts_plan") and tables.parse_part_name(name) is not None
             yield Fault(f"{table}/{name} is not a part of this run", (f"{table}/{name}",) if is_ours else ())
+
+
+def _list_tables(record: RunRecord) -> tuple[tables.TableName, ...]:
+    """Of which a shard has a part each."""
+    return ("images", "masks", "prompts") if record.prompts else ("images", "masks")
 
 
 def _check_shard(output: str, record: RunRecord, shard: int) -> Iterator[str]:
     parts, sha256 = {}, {}
-    for table in ("masks", "images"):
+    for table in _list_tables(record):
         name = tables.part_name(table, shard)
         try:
             data = storage.read_bytes(locate_part(output, table, shard))
@@ -104,21 +114,38 @@ def _check_shard(output: str, record: RunRecord, shard: int) -> Iterator[str]:
             yield str(error)
             continue
         sha256[table] = hashlib.sha256(data).hexdigest()
-        if not parts[table].schema.equals(tables.make_schema(table, kept=record.selection.keep_columns)):
+        schema = tables.make_schema(table, kept=record.selection.keep_columns, prompted=record.prompts is not None)
+        if not parts[table].schema.equals(schema):
             yield f"{name} has other columns than schema version {tables.SCHEMA_VERSION}"
             del parts[table]
-    if len(parts) < 2:
+    if len(parts) < len(_list_tables(record)):
         return
-    masks_name, images_name = (tables.part_name(table, shard) for table in ("masks", "images"))
-    images_metadata = tables.read_metadata(parts["images"])
-    if images_metadata.pop(tables.MASKS_SHA256, None) != sha256["masks"]:
-        yield f"{masks_name} is not the one that {images_name} was written for"
-    for name, metadata in ((masks_name, tables.read_metadata(parts["masks"])), (images_name, images_metadata)):
-        if metadata != record.metadata:
-            yield f"{name} was made with other options or another model"
-    rows = parts["images"].to_pylist()
-    yield from (f"{images_name}: {fault}" for fault in _check_rows(rows, read_shard(output, record, shard)))
-    yield from (f"{masks_name}: {fault}" for fault in _check_masks(parts["masks"].to_pylist(), rows))
+    names = {table: tables.part_name(table, shard) for table in parts}
+    metadata = {table: tables.read_metadata(part) for table, part in parts.items()}
+    for table, key in (("masks", tables.MASKS_SHA256), ("prompts", tables.PROMPTS_SHA256)):
+        if metadata["images"].pop(key, None) != sha256.get(table):
+            yield f"{names.get(table, table)} is not the one that {names['images']} was written for"
+    for table in parts:
+        if metadata[table] != record.metadata:
+            yield f"{names[table]} was made with other options or another model"
+    yield from _check_contents(output, record, shard, {table: part.to_pylist() for table, part in parts.items()}, names)
+
+
+def _check_contents(
+    output: str,
+    record: RunRecord,
+    shard: int,
+    rows: Mapping[tables.TableName, list[dict[str, Any]]],
+    names: Mapping[tables.TableName, str],
+) -> Iterator[str]:
+    """The rows of a shard's parts, against the plan and each other."""
+    images, masks = rows["images"], rows["masks"]
+    yield from (f"{names['images']}: {fault}" for fault in _check_rows(images, read_shard(output, record, shard)))
+    yield from (f"{names['masks']}: {fault}" for fault in _check_masks(masks, images))
+    planned = read_prompts(output, record, shard)
+    if planned is not None:
+        faults = check_prompt_rows(rows["prompts"], planned=planned, images=images, masks=masks)
+        yield from (f"{names['prompts']}: {fault}" for fault in faults)
 
 
 def _check_rows(rows: Sequence[dict[str, Any]], planned: Sequence[PlannedImage]) -> Iterator[str]:

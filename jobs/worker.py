@@ -5,42 +5,35 @@ so that whoever watches can name the image that was in work when a worker died.
 """
 
 import fcntl
-import functools
 import importlib
 import itertools
-import json
 import logging
 import platform
 import resource
 import sys
-import time
-import traceback
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from jobs.asking import complete_rows, read_prompts
 from jobs.events import Event, ImageDone, ImageStarted, ShardCommitted, WorkerInfo
+from jobs.labeling import ImageBytes, ImageLabeler, LabeledImage
 from jobs.lease import Permit, name_process
 from jobs.plan import PlannedImage, read_run, read_shard
-from jobs.reading import read_image
-from jobs.refs import ImageRef
 from jobs.shards import call_with_retries, commit_shard, read_kept, tally_rows
 from jobs.sources import find_root
 from labeler import storage
 from labeler.errors import ImageError, LabelerError, ModelError, StorageError
 from labeler.generator import generate_masks
-from labeler.images import decode_image
 from labeler.models import check_model, find_cache_folder, find_model, model_sha256, read_model_info
 from labeler.options import MaskOptions
 from labeler.predictor import Predictor
 from labeler.stores import StoreOptions, use_store_options
-from labeler.tables import ImageRow, masks_to_batch
 
 logger = logging.getLogger(__name__)
 
@@ -50,108 +43,6 @@ MAX_FORBIDDEN_IN_A_ROW = 10
 
 class WorkerStoppedError(LabelerError):
     """So many images in a row failed for no fault of their own that labeling more of them makes no sense."""
-
-
-@dataclass(frozen=True, slots=True)
-class ImageBytes:
-    """What was read of an image, and how long it took."""
-
-    data: bytes
-    seconds: float
-
-
-class LabeledImage(NamedTuple):
-    """One image's row, its masks as record batches (none where it failed), a traceback where the fault is ours."""
-
-    row: ImageRow
-    batches: Sequence[Any] = ()
-    log: str | None = None
-
-
-class ImageLabeler:
-    """Reads and labels single images.
-
-    Args:
-        root: the input they come from; a missing file is only missing while this still answers.
-        options: the run's.
-        predictor: the model.
-        retries: how often a storage call that failed is tried again.
-        image_column: which column of Parquet files holds the images, where they have several.
-    """
-
-    def __init__(
-        self, root: str, *, options: MaskOptions, predictor: Predictor, retries: int, image_column: str | None = None
-    ) -> None:
-        self._root = root
-        self._options = options
-        self._predictor = predictor
-        self._retries = retries
-        self._image_column = image_column
-
-    def read(self, ref: ImageRef) -> ImageBytes:
-        """The bytes of an image.
-
-        Raises:
-            ImageError: it is missing, forbidden or changed.
-            StorageError: the store does not answer.
-        """
-        start = time.perf_counter()
-        try:
-            data = call_with_retries(lambda: read_image(ref, image_column=self._image_column), retries=self._retries)
-        except FileNotFoundError as error:
-            if not call_with_retries(lambda: storage.exists(self._root), retries=self._retries):
-                raise StorageError(f"the input {self._root} is gone") from error
-            raise ImageError("missing", "listed when the run was planned, but not there any more") from error
-        except PermissionError as error:
-            raise ImageError("forbidden", "the store refuses to give it: permission denied") from error
-        return ImageBytes(data, time.perf_counter() - start)
-
-    def label(self, image: PlannedImage, read: Callable[[], ImageBytes]) -> LabeledImage:
-        """Decode an image and find its masks. ``read`` gives its bytes or raises what ``read`` above does.
-
-        Raises:
-            StorageError, ModelError: never an image's fault. Everything else becomes the image's row.
-        """
-        known: dict[str, Any] = {
-            "image_id": image.image_id,
-            "uri": image.ref.uri,
-            "file_name": image.ref.file_name,
-            "source_id": image.ref.source_id,
-            "size_bytes": image.ref.size_bytes,
-            "etag": image.ref.etag,
-            "kept": json.loads(image.ref.kept or "{}"),
-        }
-        try:
-            data = read()
-            known["seconds_read"] = data.seconds
-            start = time.perf_counter()
-            picture = decode_image(data.data, exif=self._options.exif, max_pixels=self._options.max_pixels)
-            known["seconds_decode"] = time.perf_counter() - start
-            masks, seconds = generate_masks(picture.pixels, predictor=self._predictor, options=self._options)
-            batch = masks_to_batch(masks, image_id=image.image_id, file_name=image.ref.file_name)
-        except ImageError as error:
-            return LabeledImage(ImageRow(**known, status="error", error_kind=error.kind, error_message=error.reason))
-        except LabelerError:
-            raise
-        except Exception as error:
-            message = f"{type(error).__name__}: {error}"
-            row = ImageRow(**known, status="error", error_kind="internal", error_message=message)
-            return LabeledImage(row, log=traceback.format_exc())
-        row = ImageRow(
-            **known,
-            width=picture.hw[1],
-            height=picture.hw[0],
-            stored_width=picture.stored_hw[1],
-            stored_height=picture.stored_hw[0],
-            exif_orientation=picture.exif_orientation,
-            num_frames=picture.num_frames,
-            warnings=picture.warnings,
-            num_masks=batch.num_rows,
-            seconds_encode=seconds.encode,
-            seconds_predict=seconds.predict,
-            seconds_post=seconds.post,
-        )
-        return LabeledImage(row, [batch])
 
 
 class ShardLabeler:
@@ -202,6 +93,7 @@ class ShardLabeler:
             predictor=predictor,
             retries=self._retries,
             image_column=record.selection.image_column,
+            prompt_options=record.prompts.options if record.prompts else None,
         )
         return WorkerInfo(platform.node(), name_process(), measure_peak_memory())
 
@@ -228,16 +120,20 @@ class ShardLabeler:
             LeaseLostError: another process may write this shard now.
             WorkerStoppedError: ``MAX_INTERNAL_IN_A_ROW`` images failed in a row.
         """
-        images = read_shard(self._output, self._record, shard)
-        kept = read_kept(self._output, shard, kinds=again) if again else {}
-        labeled = {image_id: LabeledImage(image.row, image.batches) for image_id, image in kept.items()}
+        images = call_with_retries(lambda: read_shard(self._output, self._record, shard), retries=self._retries)
+        prompts = call_with_retries(lambda: read_prompts(self._output, self._record, shard), retries=self._retries)
+        kept = {}
+        if again:
+            kept = call_with_retries(lambda: read_kept(self._output, shard, kinds=again), retries=self._retries)
+        labeled = {number: LabeledImage(image.row, image.batches, None, image.prompts) for number, image in kept.items()}
         wanted = [image for image in images if image.image_id not in kept]
         for step in self._read_ahead(wanted, depth=1 if careful else 2, verdicts=verdicts or {}):
             if isinstance(step, ImageStarted):
                 yield step
                 continue
             image, reading = step
-            result = self._labeler.label(image, reading.result)
+            asked = None if prompts is None else prompts.get(image.image_id, ())
+            result = self._labeler.label(image, reading.result, prompts=asked)
             labeled[image.image_id] = result
             yield ImageDone(image.image_id, result.row.num_masks, result.row.error_kind, result.log)
             self._stop_after_faults_in_a_row(result, is_second_chance=bool(again))
@@ -245,17 +141,21 @@ class ShardLabeler:
         rows = [result.row for result in results]
         if [row.image_id for row in rows] != [image.image_id for image in images]:
             raise RuntimeError(f"shard {shard} has {len(rows)} rows for {len(images)} images")
+        prompt_rows = complete_rows(prompts, [(result.row, result.prompts) for result in results])
         commit_shard(
             self._output,
             shard,
             masks=[batch for result in results for batch in result.batches],
             rows=rows,
+            prompts=prompt_rows,
             metadata=self._record.metadata,
             retries=self._retries,
             permit=permit,
         )
-        kept_tally = tally_rows([image.row for image in kept.values()])
-        yield ShardCommitted(shard, tally_rows(rows), measure_peak_memory(), kept=kept_tally)
+        kept_tally = tally_rows(
+            [image.row for image in kept.values()], [row for image in kept.values() for row in image.prompts]
+        )
+        yield ShardCommitted(shard, tally_rows(rows, prompt_rows or ()), measure_peak_memory(), kept=kept_tally)
 
     def _read_ahead(
         self, images: list[PlannedImage], *, depth: int, verdicts: Mapping[int, ImageError]
@@ -325,15 +225,6 @@ def _lock_cache() -> Iterator[Path | None]:
             yield None
             return
         yield folder
-
-
-def time_images(labeler: ImageLabeler, images: Sequence[PlannedImage]) -> float:
-    """Seconds an image takes, here and now, on average; the first is labeled twice, for it also compiles the model."""
-    labeler.label(images[0], lambda: labeler.read(images[0].ref))
-    start = time.perf_counter()
-    for image in images:
-        labeler.label(image, functools.partial(labeler.read, image.ref))
-    return (time.perf_counter() - start) / len(images)
 
 
 def measure_peak_memory() -> int:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from cyclopts import App, Parameter
+from cyclopts.validators import Number
 
 import labeler
 from labeler import rle, storage
@@ -36,6 +37,10 @@ _Threads = Annotated[int | None, Parameter(help="CPU threads to compute with. De
 _Points = Annotated[tuple[str, ...], Parameter(negative=(), metavar="X,Y", show_default=False, n_tokens=1)]
 
 
+INT8_COST = "TODO points of recall"
+"""Said when such a model is made."""
+
+
 @app.command
 def convert(
     *,
@@ -43,27 +48,46 @@ def convert(
     checkpoint: Path,
     output: Path,
     weights: Literal["f16", "f32"] = "f16",
+    precision: Literal["int8"] | None = None,
+    calibration: Path | None = None,
+    prompts_per_call: Annotated[int | None, Parameter(validator=Number(gte=1, lte=64))] = None,
     keep_onnx: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
     """Make a model folder of a SAM checkpoint: PyTorch -> ONNX -> OpenVINO. Needs the extra `convert`.
 
     ```
     python -m labeler convert --model-type vit_b --checkpoint sam_vit_b_01ec64.pth --output models/vit_b
+    python -m labeler convert --model-type vit_b --checkpoint vit_b.pth --output int8 --precision int8 --calibration photos
     ```
 
     Args:
         model_type: vit_b, vit_l, vit_h, or a JSON file that describes a SAM of another size.
         checkpoint: The .pth file with its weights.
         output: The folder to write.
-        weights: Precision of the weights on disk. What is computed in is chosen later, by `--precision`.
+        weights: Precision of the weights on disk. What is computed in is chosen when labeling, by its `--precision`.
+        precision: int8 makes the encoder one of 8-bit integers, another model whose masks differ; the rest stays as it is.
+        calibration: For int8: a folder of photos like those to be labeled. 16 of them are taken, evenly over their names.
+        prompts_per_call: How many prompts the model answers at a time. Not given: what is fastest here, measured.
         keep_onnx: Leave the ONNX files in the folder, too.
     """
+    if (precision == "int8") != (calibration is not None):
+        raise OptionsError("--precision int8 and --calibration FOLDER go together: the integers' ranges are measured on photos")
     from labeler.convert import convert_checkpoint  # torch: the extra that no other command needs.
 
     start = time.perf_counter()
-    info = convert_checkpoint(checkpoint, output=output, model_type=model_type, weights=weights, keep_onnx=keep_onnx)
+    info = convert_checkpoint(
+        checkpoint,
+        output=output,
+        model_type=model_type,
+        weights=weights,
+        keep_onnx=keep_onnx,
+        calibration=calibration,
+        prompts_per_call=prompts_per_call,
+    )
     print(f"wrote {output}: {info.model_type}, input {info.image_size} px, weights {info.weights}, ", end="")
-    print(f"in {time.perf_counter() - start:.0f} s")
+    print(f"{info.prompts_per_call} prompts a call, in {time.perf_counter() - start:.0f} s")
+    if info.quantization is not None:
+        print(f"encoder in INT8, calibrated with {info.quantization.num_images} photos. {INT8_COST}")
     return EXIT_DONE
 
 

@@ -9,13 +9,15 @@ import logging
 import warnings
 from collections.abc import Mapping
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from labeler.architecture import OFFICIAL_ARCHITECTURES, Architecture, VitEncoder, read_architecture
+from labeler.call_size import choose_call_size
 from labeler.errors import ModelError, OptionsError
-from labeler.model_folder import MODEL_JSON, ModelInfo, Weights, hash_file
+from labeler.model_folder import MODEL_JSON, ModelInfo, Quantization, Weights, hash_file
 from labeler.options import resolve_mask_options
 
 try:
@@ -29,10 +31,10 @@ except ModuleNotFoundError as error:
         f'converting a checkpoint needs {error.name}, which is not installed here: pip install "sam-labeler[convert]"'
     ) from error
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from labeler.quantize import Calibration
 
-PROMPTS_PER_CALL = 2
-"""What one thread works on at a time: an image's tokens are 4 MiB for each, and the cache is better than the memory."""
+logger = logging.getLogger(__name__)
 
 POSITIONS = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
 """Turns places into embeddings. Never rounded: a few numbers, that would cost as much accuracy as all others together."""
@@ -211,6 +213,8 @@ def convert_checkpoint(
     weights: Weights = "f16",
     keep_onnx: bool = False,
     defaults: Mapping[str, Any] | None = None,
+    calibration: Path | None = None,
+    prompts_per_call: int | None = None,
 ) -> ModelInfo:
     """Write a model folder. ``model.json`` comes last: a folder without it is not finished.
 
@@ -220,19 +224,32 @@ def convert_checkpoint(
         weights: precision of the weights on disk; f16 rounds them once, here, and loses nothing after.
         keep_onnx: leave the ONNX files in the folder (they are no part of the model).
         defaults: mask options that suit this model better than SAM's.
+        calibration: a folder of photographs; with it the encoder becomes one of INT8 products (``labeler.quantize``).
+        prompts_per_call: how many prompts the predictor answers at a time; measured here where not given.
 
     Raises:
-        OptionsError: a model type or default that does not exist or fit.
+        OptionsError: a model type or default that does not exist or fit, or a calibration folder without images.
         ModelError: see ``load_sam``; or the folder can't be written.
     """
     resolve_mask_options(defaults or {})
+    photos = None if calibration is None else _find_calibration(calibration)
     sam = load_sam(checkpoint, model_type=model_type, weights=weights)
     try:
         output.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=output, prefix=".converting-") as name:
             folder = Path(name)
-            files = _write_graphs(sam, folder=folder, weights=weights)
-            info = _describe(sam, checkpoint, model_type=model_type, weights=weights, files=files, defaults=defaults or {})
+            files = _write_graphs(sam, folder=folder, weights=weights, photos=photos)
+            info = _describe(
+                sam,
+                checkpoint,
+                model_type=model_type,
+                weights=weights,
+                quantization=None if photos is None else photos.describe(),
+                files=files,
+                defaults=defaults or {},
+            )
+            size = prompts_per_call or choose_call_size(folder, info)
+            info = info.model_copy(update={"prompts_per_call": size})
             (folder / MODEL_JSON).write_text(info.to_json(), encoding="utf-8")
             _publish(folder, output, keep_onnx=keep_onnx)
     except OSError as error:
@@ -241,11 +258,23 @@ def convert_checkpoint(
     return info
 
 
-def _write_graphs(sam: Sam, *, folder: Path, weights: Weights) -> dict[str, str]:
+def _find_calibration(folder: Path) -> "Calibration":
+    from labeler.quantize import find_calibration  # NNCF, which other conversions can do without.
+
+    return find_calibration(folder)
+
+
+def _write_graphs(sam: Sam, *, folder: Path, weights: Weights, photos: "Calibration | None") -> dict[str, str]:
     """Write ONNX and OpenVINO files of each graph; the sha256 of the latter by name."""
     for graph in graphs.GRAPHS:
         onnx_path = graphs.export_onnx(sam, graph=graph, folder=folder)
         graphs.onnx_to_openvino(onnx_path, xml_path=folder / f"{graph}.xml", compress=weights == "f16")
+    if photos is not None:
+        from labeler.quantize import quantize_encoder
+
+        is_transformer = isinstance(sam.image_encoder, ImageEncoderViT)
+        side = sam.image_encoder.img_size
+        quantize_encoder(folder / "encoder.xml", calibration=photos, image_size=side, is_transformer=is_transformer)
     return {name: hash_file(folder / name) for graph in graphs.GRAPHS for name in (f"{graph}.xml", f"{graph}.bin")}
 
 
@@ -255,6 +284,7 @@ def _describe(
     *,
     model_type: str,
     weights: Weights,
+    quantization: Quantization | None,
     files: Mapping[str, str],
     defaults: Mapping[str, Any],
 ) -> ModelInfo:
@@ -266,11 +296,12 @@ def _describe(
         embedding_shape=(1, encoder.embed_dim, *encoder.image_embedding_size),
         mask_threshold=sam.mask_threshold,
         defaults=defaults,
-        prompts_per_call=PROMPTS_PER_CALL,
+        prompts_per_call=1,  # Until it is measured.
         weights=weights,
+        quantization=quantization,
         checkpoint_sha256=hash_file(checkpoint),
         files=files,
-        tools=graphs.tool_versions(),
+        tools=graphs.tool_versions() | ({} if quantization is None else {"nncf": metadata.version("nncf")}),
     )
 
 

@@ -67,6 +67,7 @@ class Engine:
         info: its ``model.json``.
         threads: how many CPU threads a call may use.
         precision: what the CPU computes in; predicted IoU is made of the answers in f32 always.
+        encoder_precision: the encoder's, where it is not the same; for measuring what each costs.
         cache_folder: where compiled graphs are kept between processes; None compiles anew each time.
 
     Raises:
@@ -74,16 +75,25 @@ class Engine:
     """
 
     def __init__(
-        self, folder: Path, info: ModelInfo, *, threads: int, precision: Precision = "f32", cache_folder: Path | None = None
+        self,
+        folder: Path,
+        info: ModelInfo,
+        *,
+        threads: int,
+        precision: Precision = "f32",
+        encoder_precision: Precision | None = None,
+        cache_folder: Path | None = None,
     ) -> None:
         self._folder = folder
         self._info = info
-        self._threads = threads
+        self.threads = threads
         self._inner_type = _ELEMENT_TYPES[precision]
         self._core = ov.Core()
         capabilities = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        if _CAPABILITIES[precision] not in capabilities:
-            raise ModelError(f"this CPU can't compute in {precision} (it has {', '.join(capabilities)}); use --precision f32")
+        self._encoder_precision = encoder_precision or precision
+        for needed in (precision, self._encoder_precision):
+            if _CAPABILITIES[needed] not in capabilities:
+                raise ModelError(f"this CPU can't compute in {needed} (it has {', '.join(capabilities)}); use --precision f32")
         self._settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": precision,
             "INFERENCE_NUM_THREADS": threads,
@@ -94,7 +104,8 @@ class Engine:
         if cache_folder is not None:
             # OpenVINO's cache forgets some of what a compiled graph depends on: the folder's name says it all.
             dependencies = (ov.get_version(), sorted(capabilities), self._core.get_property("CPU", "FULL_DEVICE_NAME"))
-            key = hashlib.sha256(repr((dependencies, self._settings, sorted(info.files.items()))).encode()).hexdigest()
+            parts = (dependencies, self._settings, self._encoder_precision, sorted(info.files.items()))
+            key = hashlib.sha256(repr(parts).encode()).hexdigest()
             self._settings["CACHE_DIR"] = str(cache_folder / key[:16])
         self._graphs: dict[tuple[str, int, int, int], _Requests] = {}
         self._find_graph("encoder")
@@ -112,6 +123,7 @@ class Engine:
         labels: Int32,
         mask_logits: Float32 | None = None,
         wanted: Callable[[Float32], Bool] | None = None,
+        prompts_per_call: int | None = None,
     ) -> Answers:
         """Answer P prompts of N points each about one crop.
 
@@ -122,7 +134,9 @@ class Engine:
             mask_logits: (P, 1, 4h, 4w) logits of an earlier answer, or None.
             wanted: (n, 4) predicted IoU -> (n,) whether these prompts' masks are wanted; all by default. A mask costs
                 about as much as its predicted IoU.
+            prompts_per_call: how many are answered at a time, where there are several; the model's own number by default.
         """
+        size = prompts_per_call or self._info.prompts_per_call
         wanted = wanted or (lambda iou: np.ones(len(iou), np.bool_))
         if mask_logits is not None:
             # Under each mask the image looks different: one prompt after the other.
@@ -130,10 +144,10 @@ class Engine:
             for i in range(len(labels)):
                 inputs = {"features": features, "mask_logits": mask_logits[i : i + 1]}
                 with self._run(self._find_graph("image_side_mask"), inputs) as shared:
-                    parts += self._answer(shared, points[i : i + 1], labels[i : i + 1], wanted)
+                    parts += self._answer(shared, points[i : i + 1], labels[i : i + 1], wanted, size)
         else:
             with self._run(self._find_graph("image_side"), {"features": features}) as shared:
-                parts = self._answer(shared, points, labels, wanted)
+                parts = self._answer(shared, points, labels, wanted, size)
         iou = np.concatenate([part[0] for part in parts])
         _, _, height, width = self._info.embedding_shape
         none = np.zeros((0, iou.shape[1], 4 * height, 4 * width), np.float32)
@@ -144,11 +158,11 @@ class Engine:
         )
 
     def _answer(
-        self, shared: _Tensors, points: Float32, labels: Int32, wanted: Callable[[Float32], Bool]
+        self, shared: _Tensors, points: Float32, labels: Int32, wanted: Callable[[Float32], Bool], size: int
     ) -> list[tuple[Float32, Bool, list[Float32]]]:
         """Predicted IoU, whether wanted, and the wanted logits, for one call's prompts after the other."""
         num_prompts, num_points = labels.shape
-        size, streams = (1, 1) if num_prompts == 1 else (self._info.prompts_per_call, self._threads)
+        size, streams = (1, 1) if num_prompts == 1 else (size, self.threads)
         prompts = self._find_graph("prompts", num_prompts=size, num_points=num_points, streams=streams)
         iou_head = self._find_graph("iou_head", num_prompts=size, streams=streams)
         masks = self._find_graph("masks", streams=streams)
@@ -185,6 +199,8 @@ class Engine:
     def _compile(self, name: str, sides: Mapping[str, list[int]], streams: int) -> ov.CompiledModel:
         path = self._folder / f"{name}.xml"
         settings = self._settings | {"NUM_STREAMS": streams}
+        if name == "encoder":
+            settings["INFERENCE_PRECISION_HINT"] = self._encoder_precision
         if name == "iou_head":
             settings["INFERENCE_PRECISION_HINT"] = "f32"
         if name in _STAGES:

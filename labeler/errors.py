@@ -3,6 +3,7 @@
     LabelerError
     ├── OptionsError   the person who typed the command: an unknown, malformed or contradictory option
     ├── ImageError     nobody: this image can't be read or labeled; it leaves a row that says why, the job goes on
+    ├── PromptError    nobody: this prompt can't be asked or has no answer; it leaves a row that says why, the job goes on
     ├── StorageError   who runs the storage: it does not answer, refuses, or is full; retried, then the job stops, resumable
     │   └── StorageRefusedError   the same, where trying again is no use: credentials expired, bucket gone, disk full
     └── ModelError     who prepared the model: it can't be read, compiled or run here
@@ -29,6 +30,13 @@ ErrorKind = Literal[
 """Why an image has no masks: the closed list of the images table's ``error_kind``."""
 
 ERROR_KINDS: tuple[str, ...] = get_args(ErrorKind)
+
+PromptFault = Literal["malformed", "crowd", "reversed", "empty", "outside", "size", "frame", "no_mask"]
+"""What may be wrong with a prompt itself: not numbers as they should be; COCO's crowd; a box reversed, of no area, beside
+the image; made for an image of another size; in a frame that can't be told; answered with an empty mask."""
+
+PROMPT_ERROR_KINDS: tuple[str, ...] = (*ERROR_KINDS, *get_args(PromptFault))
+"""The closed list of the prompts table's ``error_kind``: also its image's own (``missing``: the run has no such image)."""
 
 
 class LabelerError(Exception):
@@ -62,6 +70,23 @@ class ImageError(LabelerError):
     def __init__(self, kind: ErrorKind, reason: str) -> None:
         super().__init__(kind, reason)
         self.kind: ErrorKind = kind
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.reason}"
+
+
+class PromptError(LabelerError):
+    """This prompt can't be asked, or its answer is no mask.
+
+    Args:
+        kind: one of ``PromptFault``; stands in the prompts table.
+        reason: one sentence for a person, without the prompt's id (the row has it).
+    """
+
+    def __init__(self, kind: PromptFault, reason: str) -> None:
+        super().__init__(kind, reason)
+        self.kind: PromptFault = kind
         self.reason = reason
 
     def __str__(self) -> str:

@@ -6,16 +6,18 @@ or jobs.
 """
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
 
 import numpy as np
 
+from labeler.adaptive import lie_well_inside, plan_rounds
 from labeler.geometry import Crop, boxes_touch_crop_edge, keep_best_boxes, make_crops, make_layer_grids
 from labeler.masks import Upsampling, trace_masks
 from labeler.options import MaskOptions
 from labeler.predictor import Prediction, Predictor
 from labeler.regions import measure_runs, remove_small_regions
-from labeler.types import Embedding, Float32, Float64, MaskSet, Prompts, StageSeconds, UInt8, join_runs
+from labeler.types import Embedding, Float32, Float64, MaskSet, Prompts, StageSeconds, UInt8, UInt32, join_runs
 
 POINTS_PER_BATCH = 128
 """Points whose logits are in memory at a time."""
@@ -54,7 +56,7 @@ def generate_masks(pixels: UInt8, *, predictor: Predictor, options: MaskOptions)
 
     # Fill small holes, drop small islands, and the duplicates that makes.
     if options.min_mask_region_area > 0:
-        masks = _repair_masks(masks, options)
+        masks = _repair_masks(masks, options, threads=predictor.threads)
 
     # In an image one pixel wide or high no box has an area, so suppression is blind: drop equal masks instead.
     if min(image_hw) == 1:
@@ -72,19 +74,29 @@ def _label_crop(
     upsampling = predictor.plan_upsampling(embedding)
     encode_s = perf_counter() - start
 
-    found, predict_s, post_s = [], 0.0, 0.0
-    for points in _batch(grid * embedding.crop_hw[::-1], POINTS_PER_BATCH):
+    found: list[MaskSet] = []
+    predict_s = post_s = 0.0
+    points = grid * embedding.crop_hw[::-1]
+    for asked in plan_rounds(grid) if options.points == "adaptive" else [np.arange(len(grid))]:
         start = perf_counter()
-        prediction = predictor.predict(
-            embedding,
-            Prompts(points_xy=points[:, None], labels=np.ones((len(points), 1), np.int32)),
-            iou_above=options.pred_iou_thresh if options.pred_iou_thresh > 0 else None,
-        )
-        predicted = perf_counter()
-        masks = _select_masks(prediction, points, embedding, upsampling, predictor.info.mask_threshold, options)
-        found.append(masks)
-        predict_s += predicted - start
-        post_s += perf_counter() - predicted
+        if found:
+            # Points well inside what was found would most likely find it again.
+            before = MaskSet.concat(found, image_hw=embedding.image_hw)
+            reach_xy = np.array(embedding.crop_hw[::-1]) / np.sqrt(len(grid))
+            asked = asked[~lie_well_inside(points[asked] + crop.box_xyxy[:2], before, reach_xy=reach_xy)]
+        post_s += perf_counter() - start
+        for batch in _batch(points[asked], POINTS_PER_BATCH):
+            start = perf_counter()
+            prediction = predictor.predict(
+                embedding,
+                Prompts(points_xy=batch[:, None], labels=np.ones((len(batch), 1), np.int32)),
+                iou_above=options.pred_iou_thresh if options.pred_iou_thresh > 0 else None,
+            )
+            predicted = perf_counter()
+            masks = _select_masks(prediction, batch, embedding, predictor=predictor, upsampling=upsampling, options=options)
+            found.append(masks)
+            predict_s += predicted - start
+            post_s += perf_counter() - predicted
 
     # Drop what several points found, preferring the higher predicted IoU.
     start = perf_counter()
@@ -98,8 +110,9 @@ def _select_masks(
     prediction: Prediction,
     points_in_crop: Float64,
     embedding: Embedding,
+    *,
+    predictor: Predictor,
     upsampling: tuple[Upsampling, Upsampling],
-    mask_threshold: float,
     options: MaskOptions,
 ) -> MaskSet:
     """The answers to a batch of points that pass every filter which looks at one mask alone."""
@@ -120,8 +133,9 @@ def _select_masks(
         columns=upsampling[1],
         crop_xyxy=embedding.crop_xyxy,
         image_hw=embedding.image_hw,
-        mask_threshold=mask_threshold,
+        mask_threshold=predictor.info.mask_threshold,
         stability_score_offset=options.stability_score_offset,
+        threads=predictor.threads,
     )
     x0, y0 = embedding.crop_xyxy[:2]
     masks = MaskSet(
@@ -145,17 +159,21 @@ def _select_masks(
     return masks.take(kept)
 
 
-def _repair_masks(masks: MaskSet, options: MaskOptions) -> MaskSet:
+def _repair_masks(masks: MaskSet, options: MaskOptions, *, threads: int) -> MaskSet:
     """Masks without small holes and islands; of those that now coincide, one that needed no repair is preferred."""
-    runs, boxes, areas = [], masks.boxes_xyxy.copy(), masks.areas.copy()
+
+    def repair(i: int) -> tuple[UInt32, bool]:
+        return remove_small_regions(masks.runs(i), image_hw=masks.image_hw, min_area=options.min_mask_region_area)
+
+    with ThreadPoolExecutor(threads) as pool:
+        repaired = list(pool.map(repair, range(len(masks))))
+    boxes, areas = masks.boxes_xyxy.copy(), masks.areas.copy()
     untouched = np.ones(len(masks), np.float32)
-    for i in range(len(masks)):
-        repaired, changed = remove_small_regions(masks.runs(i), image_hw=masks.image_hw, min_area=options.min_mask_region_area)
-        runs.append(repaired)
+    for i, (runs, changed) in enumerate(repaired):
         if changed:
             untouched[i] = 0.0
-            boxes[i], areas[i] = measure_runs(repaired, image_hw=masks.image_hw)
-    run_lengths, run_offsets = join_runs(runs)
+            boxes[i], areas[i] = measure_runs(runs, image_hw=masks.image_hw)
+    run_lengths, run_offsets = join_runs([runs for runs, _ in repaired])
     repaired_masks = MaskSet(
         image_hw=masks.image_hw,
         run_lengths=run_lengths,

@@ -20,6 +20,19 @@ Weights = Literal["f16", "f32"]
 _Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
+class Quantization(BaseModel):
+    """How an encoder became one of integers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    encoder: Literal["int8"]
+    """What its products compute in, at every ``--precision``."""
+    num_images: PositiveInt
+    """On how many photographs the ranges were measured."""
+    images_sha256: _Sha256
+    """Of those photographs' files."""
+
+
 class ModelInfo(BaseModel):
     """The content of ``model.json``."""
 
@@ -43,6 +56,8 @@ class ModelInfo(BaseModel):
     """How many prompts the predictor is compiled for."""
     weights: Weights
     """Precision of the weights on disk; what is computed in is ``--precision``."""
+    quantization: Quantization | None = None
+    """None, and not in the file, where the encoder computes in floats as the predictor does."""
     checkpoint_sha256: _Sha256
     """Of the file the folder was converted from."""
     files: Mapping[str, _Sha256]
@@ -52,7 +67,8 @@ class ModelInfo(BaseModel):
 
     def to_json(self) -> str:
         """The text of ``model.json``: equal content gives equal bytes."""
-        return json.dumps(self.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"
+        left_out = {"quantization"} if self.quantization is None else None
+        return json.dumps(self.model_dump(mode="json", exclude=left_out), indent=2, sort_keys=True) + "\n"
 
 
 def parse_model_info(text: str | bytes, *, source: str) -> ModelInfo:

@@ -7,7 +7,7 @@ lives in ``jobs.options``.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -17,7 +17,10 @@ from labeler.errors import OptionsError
 
 Precision = Literal["f32", "bf16", "f16"]
 Exif = Literal["apply", "ignore"]
+Points = Literal["all", "adaptive"]
 Preset = Literal["sa1b"]
+Frame = Literal["upright", "stored"]
+PromptMasks = Literal["one", "best"]
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     # The SA-1B recipe (Segment Anything, appendix B): 32x32 points on the image, 16x16 on each of 2x2 crops, 8x8 on 4x4.
@@ -54,6 +57,10 @@ class MaskOptions(BaseModel):
 
     points_per_side: int = Field(32, ge=1, le=1024)
     """Points along one side of the grid on the whole image: 32 asks 1024 times. Ignored where point_grids are given."""
+
+    points: Points = "all"
+    """'adaptive' asks a coarse part of the grid first and skips points well inside the masks that it found: faster, and
+    some things that lie inside others are lost."""
 
     point_grids: Annotated[tuple[_PointGrid, ...] | None, BeforeValidator(_read_point_grids)] = None
     """A JSON file with one list of [x, y] a crop layer, each 0-1 of the crop's width and height, instead of the grids."""
@@ -105,6 +112,36 @@ class MaskOptions(BaseModel):
         return self
 
 
+class PromptOptions(BaseModel):
+    """How prompts are answered, in a run that has them. Of ``MaskOptions`` only ``USED_WITH_PROMPTS`` have a say there."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    prompt_masks: PromptMasks = "one"
+    """'one': the model's single answer to a prompt. 'best': for a single point, which may mean a part or the whole, the
+    most trusted of its three; boxes and several points mean one thing and keep the single one."""
+
+    prompts_frame: Frame | None = None
+    """The frame of boxes and points on photos that EXIF turns: 'upright' as viewers show them, or 'stored'. Not set: the
+    one that has the width and height in the prompts' file; where those can't tell, the prompt is an error (frame)."""
+
+
+USED_WITH_PROMPTS = frozenset({"stability_score_offset", "precision", "exif", "max_pixels"})
+"""The mask options that also change what a prompt is answered; all others are about the grid and its many masks."""
+
+
+def refuse_unused_options(given: Iterable[str], *, preset: Preset | None) -> None:
+    """With prompts, an option that would do nothing is an error, for who typed it expects something.
+
+    Raises:
+        OptionsError: names it.
+    """
+    unused = sorted(set(given) - USED_WITH_PROMPTS) + (["preset"] if preset else [])
+    if unused:
+        names = ", ".join("--" + name.replace("_", "-") for name in unused)
+        raise OptionsError(f"{names}: without effect with --prompts, where each prompt gets its one mask; leave it out")
+
+
 def resolve_mask_options(
     *given: Mapping[str, Any], preset: Preset | None = None, model_defaults: Mapping[str, Any] | None = None
 ) -> MaskOptions:
@@ -138,7 +175,8 @@ def describe_validation_error(error: ValidationError) -> str:
     return "; ".join(faults)
 
 
-def fingerprint(options: MaskOptions, *, model_sha256: str) -> str:
-    """The sha256 (hex) of everything that decides a run's masks: these options and the model."""
-    record = {"options": options.model_dump(mode="json"), "model": model_sha256}
+def fingerprint(options: MaskOptions, *, model_sha256: str, prompts: Mapping[str, Any] | None = None) -> str:
+    """The sha256 (hex) of everything that decides a run's masks: these options, the model, and the prompts if any."""
+    record: dict[str, Any] = {"options": options.model_dump(mode="json"), "model": model_sha256}
+    record |= {"prompts": dict(prompts)} if prompts else {}
     return hashlib.sha256(json.dumps(record, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

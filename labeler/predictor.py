@@ -12,7 +12,7 @@ from labeler.geometry import fit_in_square, points_to_input
 from labeler.images import resize_image
 from labeler.masks import Upsampling, plan_upsampling, upsample_logits
 from labeler.model_folder import ModelInfo
-from labeler.types import Bool, Box, Embedding, Float32, Int32, Int64, Prompts, UInt8
+from labeler.types import Bool, Box, Embedding, Float32, Int32, Int64, Prompts, Size, UInt8
 
 PIXEL_MEAN = np.array([123.675, 116.28, 103.53], np.float32)
 PIXEL_STD = np.array([58.395, 57.12, 57.375], np.float32)
@@ -39,22 +39,28 @@ class Prediction:
     logits: Float32
 
 
+def fill_input(pixels: UInt8, *, side: int) -> tuple[Float32, Size]:
+    """(H, W, 3) uint8 RGB -> what the encoder reads, (1, 3, side, side), and the size of the picture within it."""
+    height, width = fit_in_square((pixels.shape[0], pixels.shape[1]), side=side)
+    resized = resize_image(pixels, size_hw=(height, width))
+    padded = np.zeros((1, 3, side, side), np.float32)  # Padding comes after normalising: zeros are the mean colour.
+    padded[0, :, :height, :width] = ((resized.astype(np.float32) - PIXEL_MEAN) / PIXEL_STD).transpose(2, 0, 1)
+    return padded, (height, width)
+
+
 class Predictor:
     """One model, ready to answer. Holds no image: the embedding is the caller's."""
 
     def __init__(self, engine: Engine, info: ModelInfo) -> None:
         self._engine = engine
         self.info = info
+        self.threads = engine.threads
 
     def embed(self, pixels: UInt8, *, crop_xyxy: Box | None = None) -> Embedding:
         """Encode an (H, W, 3) uint8 RGB image, or a part of it (half-open box)."""
         image_hw = (pixels.shape[0], pixels.shape[1])
         x0, y0, x1, y1 = crop_xyxy or (0, 0, image_hw[1], image_hw[0])
-        side = self.info.image_size
-        input_hw = fit_in_square((y1 - y0, x1 - x0), side=side)
-        resized = resize_image(pixels[y0:y1, x0:x1], size_hw=input_hw)
-        padded = np.zeros((1, 3, side, side), np.float32)  # Padding comes after normalising: zeros are the mean colour.
-        padded[0, :, : input_hw[0], : input_hw[1]] = ((resized.astype(np.float32) - PIXEL_MEAN) / PIXEL_STD).transpose(2, 0, 1)
+        padded, input_hw = fill_input(pixels[y0:y1, x0:x1], side=self.info.image_size)
         return Embedding(features=self._engine.encode(padded), crop_xyxy=(x0, y0, x1, y1), image_hw=image_hw, input_hw=input_hw)
 
     def predict(

@@ -7,7 +7,7 @@ where masks come from.
 import numpy as np
 from numba import njit
 
-from labeler.masks import append_run, edges_to_runs, measure_edges
+from labeler.tracing import append_run, edges_to_runs, measure_edges
 from labeler.types import Bool, Box, Int64, Size, UInt32
 
 
@@ -47,7 +47,7 @@ def _flip_small(runs: UInt32, height: int, min_area: int, value: bool) -> tuple[
             largest, largest_place = root, place
     if not changed:
         return runs, False
-    edges = np.empty(256, np.int64)
+    edges = np.empty(2 * len(values), np.int64)
     num_edges = 0
     for i in range(len(values)):
         inside = values[i]
@@ -57,7 +57,7 @@ def _flip_small(runs: UInt32, height: int, min_area: int, value: bool) -> tuple[
                 small = False
             inside = inside != small
         if inside:
-            edges, num_edges = append_run(edges, num_edges, starts[i], starts[i + 1])
+            num_edges = append_run(edges, num_edges, starts[i], starts[i + 1])
     return edges_to_runs(edges[:num_edges], starts[-1]), True
 
 

@@ -15,7 +15,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -118,20 +118,8 @@ def write_bytes(uri: str, data: bytes) -> None:
             store, key = _open_for_writing(uri)
             store.pipe_file(key, data)
         return
-    temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
-    with _local_errors(path, writing=True):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
-        _sync_folder(path.parent)
+    with open_whole(uri) as file:
+        file.write(data)
 
 
 @contextlib.contextmanager
@@ -147,7 +135,7 @@ def open_whole(uri: str) -> Iterator["Sink"]:
             store, key = _open_for_writing(uri)
             remote = store.open(key, "wb", autocommit=False)
         try:
-            yield _RemoteFile(remote, uri)
+            yield _Sink(remote, lambda: translate_store_errors(uri))
         except BaseException:
             with contextlib.suppress(Exception):
                 remote.discard()
@@ -159,17 +147,21 @@ def open_whole(uri: str) -> Iterator["Sink"]:
     temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
     with _local_errors(path, writing=True):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("xb") as local:
-                yield local
-                local.flush()
-                os.fsync(local.fileno())
+        local = temporary.open("xb")
+    try:
+        yield _Sink(local, lambda: _local_errors(path, writing=True))
+        with _local_errors(path, writing=True):
+            local.flush()
+            os.fsync(local.fileno())
+            local.close()
             temporary.replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
-        _sync_folder(path.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            local.close()
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    _sync_folder(path.parent)
 
 
 def list_files(root: str) -> Iterator[FileInfo]:
@@ -254,12 +246,14 @@ def copy_folder(source: str, *, target: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _RemoteFile:
+class _Sink:
+    """A file whose own errors are translated, and nothing else's."""
+
     file: Any
-    uri: str
+    translate: Callable[[], contextlib.AbstractContextManager[None]]
 
     def write(self, data: bytes, /) -> int:
-        with translate_store_errors(self.uri):
+        with self.translate():
             return int(self.file.write(data))
 
 

@@ -10,7 +10,7 @@ import errno
 from collections.abc import Iterator
 from typing import Any
 
-from labeler.errors import LabelerError, StorageError, StorageRefusedError
+from labeler.errors import LabelerError, OptionsError, StorageError, StorageRefusedError
 from labeler.stores import hide_secrets
 
 _CREDENTIALS = frozenset(
@@ -42,6 +42,7 @@ def translate_store_errors(uri: str) -> Iterator[None]:
         FileNotFoundError: there is no such object.
         PermissionError: this one may not be read or written.
         StorageRefusedError: credentials, bucket or quota; no use to try again.
+        OptionsError: the store's library knows no such option.
         StorageError: everything else; the next try may go well.
     """
     try:
@@ -54,6 +55,8 @@ def translate_store_errors(uri: str) -> Iterator[None]:
 
 def sort_store_error(error: Exception, *, uri: str) -> Exception:
     """The error of ours that a store's error is."""
+    if isinstance(error, TypeError) and "unexpected keyword argument" in str(error):  # Some options are used that late.
+        return OptionsError(f"--storage-options: the store of {uri} does not take one of them: {_first_line(error)}")
     chain = list(_follow_causes(error))
     codes = [code for code in map(_find_code, chain) if code]
     status = next((status for status in map(_find_status, chain) if status), None)
@@ -72,7 +75,8 @@ def sort_store_error(error: Exception, *, uri: str) -> Exception:
         return FileNotFoundError(errno.ENOENT, "no such object", uri)
     if status == 403 or (status is None and isinstance(error, PermissionError)):
         return PermissionError(errno.EACCES, f"the store refuses ({named or status or _first_line(error)})", uri)
-    return StorageError(f"{uri}: {type(error).__name__}: {_first_line(error)}")
+    answer = f"the store answered {named or status}" if named or status else type(error).__name__
+    return StorageError(f"{uri}: {answer}: {_first_line(error)}")
 
 
 _NOT_THERE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)

@@ -1,7 +1,9 @@
 """The tables on disk: schemas, part names, what is committed, ``MaskSet`` <-> Arrow. The Arrow seam.
 
 Must not know who makes or reads them: no Ray, no plan of work, no training format. A run's folder holds three tables
-(``plan``, ``masks``, ``images``), each cut into parts with names known beforehand; columns are in CONTRACT.md.
+(``plan``, ``masks``, ``images``), each cut into parts with names known beforehand; columns are in CONTRACT.md. A run with
+prompts has two more: ``prompts_plan``, what was asked, as many parts as the plan and one row group a shard, and
+``prompts``, what became of it, one part a shard.
 Boxes in files are ``[x, y, width, height]`` as pycocotools measures them, one pixel wider than SAM's inclusive corners.
 """
 
@@ -22,7 +24,7 @@ from labeler.types import Float64, MaskSet, Size, join_runs
 
 SCHEMA_VERSION = 1
 
-TableName = Literal["plan", "masks", "images"]
+TableName = Literal["plan", "masks", "images", "prompts_plan", "prompts"]
 
 _BOX = pa.list_(pa.float64(), 4)
 
@@ -83,13 +85,59 @@ PLAN_SCHEMA = pa.schema(
     ]
 )
 
-SCHEMAS: Mapping[TableName, pa.Schema] = {"plan": PLAN_SCHEMA, "masks": MASKS_SCHEMA, "images": IMAGES_SCHEMA}
+_PROMPT_FIELDS = [
+    ("prompt_id", pa.int64()),
+    ("source_prompt_id", pa.string()),
+    ("image", pa.string()),  # As the prompts' file names it.
+    ("image_id", pa.int64()),  # Null where the run has no such image.
+    ("category_id", pa.int64()),
+    ("box_xyxy", _BOX),
+    ("points_xy", pa.list_(pa.list_(pa.float64()))),
+    ("point_labels", pa.list_(pa.int32())),
+]
+
+# Sorted by shard, then image_id, then prompt_id; the frame is the size of the image that the prompt was made for.
+PROMPTS_PLAN_SCHEMA = pa.schema(
+    [
+        *_PROMPT_FIELDS,
+        ("frame_width", pa.int32()),
+        ("frame_height", pa.int32()),
+        ("error_kind", pa.string()),
+        ("error_message", pa.string()),
+        ("shard", pa.int64()),
+    ]
+)
+
+# Box and points in the frame of the masks where the status is ok, as they were given where it is error.
+PROMPTS_SCHEMA = pa.schema(
+    [
+        *_PROMPT_FIELDS,
+        ("status", pa.string()),
+        ("error_kind", pa.string()),
+        ("error_message", pa.string()),
+        ("mask_id", pa.int32()),  # With image_id the row of the masks table; null where the status is error.
+    ]
+)
+
+SCHEMAS: Mapping[TableName, pa.Schema] = {
+    "plan": PLAN_SCHEMA,
+    "masks": MASKS_SCHEMA,
+    "images": IMAGES_SCHEMA,
+    "prompts_plan": PROMPTS_PLAN_SCHEMA,
+    "prompts": PROMPTS_SCHEMA,
+}
+
+_PROMPT_COLUMNS = (pa.field("prompt_id", pa.int64()), pa.field("category_id", pa.int64()))
+"""What the masks table has more in a run with prompts."""
 
 
-def make_schema(table: TableName, *, kept: Sequence[str] = ()) -> pa.Schema:
-    """The columns of a table; the images table also has those that were kept of a list, as texts."""
-    more = kept if table == "images" else ()
-    return pa.schema([*SCHEMAS[table], *(pa.field(name, pa.string()) for name in more)])
+def make_schema(table: TableName, *, kept: Sequence[str] = (), prompted: bool = False) -> pa.Schema:
+    """The columns of a table; the images table also has those that were kept of a list, as texts, and the masks table of
+    a run with prompts those that say who asked.
+    """
+    more = [pa.field(name, pa.string()) for name in kept] if table == "images" else []
+    more += _PROMPT_COLUMNS if table == "masks" and prompted else []
+    return pa.schema([*SCHEMAS[table], *more])
 
 
 # Columns whose values repeat. A dictionary for the counts, all different, would only cost time and space.
@@ -97,6 +145,8 @@ _DICTIONARY_COLUMNS: Mapping[TableName, list[str]] = {
     "plan": [],
     "masks": ["file_name"],
     "images": ["status", "error_kind"],
+    "prompts_plan": ["image", "error_kind"],
+    "prompts": ["image", "status", "error_kind"],
 }
 
 
@@ -161,17 +211,23 @@ def list_committed_shards(output: str) -> set[int]:
     return list_parts(output, table="images") & list_parts(output, table="masks")
 
 
-def make_metadata(options: MaskOptions, *, model_sha256: str) -> dict[str, str]:
+def make_metadata(options: MaskOptions, *, model_sha256: str, prompts: Mapping[str, Any] | None = None) -> dict[str, str]:
     """What every part of a run says about how it was made. No clock, host or worker: parts must be equal bytes."""
-    return {
+    metadata = {
         "labeler.schema_version": str(SCHEMA_VERSION),
         "labeler.options": json.dumps(options.model_dump(mode="json"), sort_keys=True, separators=(",", ":")),
         "labeler.model_sha256": model_sha256,
     }
+    if prompts is not None:
+        metadata["labeler.prompts"] = json.dumps(prompts, sort_keys=True, separators=(",", ":"))
+    return metadata
 
 
 MASKS_SHA256 = "labeler.masks_sha256"
 """Metadata key of an images part: the sha256 (hex) of the bytes of the masks part it belongs to."""
+
+PROMPTS_SHA256 = "labeler.prompts_part_sha256"
+"""The same of its prompts part, in a run with prompts."""
 
 
 def masks_to_batch(masks: MaskSet, *, image_id: int, file_name: str) -> pa.RecordBatch:
@@ -193,7 +249,9 @@ def masks_to_batch(masks: MaskSet, *, image_id: int, file_name: str) -> pa.Recor
         "area": pa.array(rle.measure_areas(counts, image_hw=masks.image_hw)),
         "predicted_iou": pa.array(masks.predicted_iou),
         "stability_score": pa.array(masks.stability_score),
-        "point_coords": pa.array([[point] for point in masks.points_xy.tolist()], pa.list_(pa.list_(pa.float64()))),
+        "point_coords": pa.array(
+            [[] if np.isnan(point[0]) else [point] for point in masks.points_xy.tolist()], pa.list_(pa.list_(pa.float64()))
+        ),
         "crop_box": _boxes_to_array(crops_xywh),
     }
     return pa.RecordBatch.from_arrays(list(columns.values()), schema=MASKS_SCHEMA)
@@ -204,7 +262,7 @@ def table_to_masks(rows: pa.Table, *, image_hw: Size) -> MaskSet:
     counts = rows["segmentation"].combine_chunks().field("counts").to_pylist()
     run_lengths, run_offsets = join_runs([rle.counts_to_runs(c) for c in counts])
     boxes, crops = (np.asarray(rows[c].to_pylist(), np.int64).reshape(-1, 4) for c in ("bbox", "crop_box"))
-    points = [point[0] for point in rows["point_coords"].to_pylist()]
+    points = [point[0] if point else (np.nan, np.nan) for point in rows["point_coords"].to_pylist()]
     return MaskSet(
         image_hw=image_hw,
         run_lengths=run_lengths,
@@ -231,10 +289,15 @@ def values_to_image(values: Mapping[str, Any]) -> ImageRow:
     return ImageRow(**{**known, "warnings": tuple(known["warnings"] or ())}, kept=kept)
 
 
-def encode_part(batches: Iterable[pa.RecordBatch], *, table: TableName, metadata: Mapping[str, str]) -> bytes:
-    """The bytes of a Parquet file, zstd. The same rows and metadata give the same bytes (with one version of Arrow)."""
+def encode_part(
+    batches: Iterable[pa.RecordBatch], *, table: TableName, metadata: Mapping[str, str], schema: pa.Schema | None = None
+) -> bytes:
+    """The bytes of a Parquet file, zstd. The same rows and metadata give the same bytes (with one version of Arrow).
+
+    ``schema`` are the columns where there may be no batch that tells: those of ``make_schema``.
+    """
     batches = list(batches)
-    schema = batches[0].schema if batches else SCHEMAS[table]  # Of images there may be columns more than the usual.
+    schema = schema or (batches[0].schema if batches else SCHEMAS[table])  # There may be columns more than the usual.
     if [*schema][: len(SCHEMAS[table])] != [*SCHEMAS[table]]:
         raise ValueError(f"these are no rows of the table {table}: {schema}")
     schema = schema.with_metadata(dict(metadata))

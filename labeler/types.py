@@ -124,7 +124,7 @@ class MaskSet:
         areas: (N,) int64, pixels.
         predicted_iou: (N,) float32, the model's own estimate; may exceed 1.
         stability_score: (N,) float32.
-        points_xy: (N, 2) float64, the point that asked for the mask.
+        points_xy: (N, 2) float64, the point that asked for the mask; nan where something else did.
         crop_boxes_xyxy: (N, 4) int64, half-open, the crop it was found in.
     """
 

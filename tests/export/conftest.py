@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,7 +54,10 @@ def random_masks() -> Callable[..., list[np.ndarray]]:
 
 @pytest.fixture
 def make_run(tmp_path: Path) -> MakeRun:
-    """Write a run of some photos: ``make_run([(file_name, image_hw or None, masks), ...], per_shard=2, missing=(1,))``."""
+    """Write a run of some photos: ``make_run([(file_name, image_hw or None, masks), ...], per_shard=2, missing=(1,))``.
+
+    The photos lie in ``photos/0.png`` ...; ``uris`` says that they were found elsewhere, ``more`` goes into ``run.json``.
+    """
 
     def write(
         images: Sequence[tuple[str, tuple[int, int] | None, Sequence[np.ndarray]]],
@@ -62,6 +66,9 @@ def make_run(tmp_path: Path) -> MakeRun:
         missing: Sequence[int] = (),
         orientation: int = 1,
         options: MaskOptions | None = None,
+        uris: Sequence[str] | None = None,
+        source_ids: Sequence[str | None] | None = None,
+        **more: Any,
     ) -> Path:
         output, photos = tmp_path / "run", tmp_path / "photos"
         photos.mkdir(exist_ok=True)
@@ -75,7 +82,9 @@ def make_run(tmp_path: Path) -> MakeRun:
             for number in range(shard * per_shard, min((shard + 1) * per_shard, len(images))):
                 name, image_hw, masks = images[number]
                 photo = photos / f"{number}.png"
-                known = {"image_id": number + 1, "uri": photo.as_uri(), "file_name": name}
+                uri = photo.as_uri() if uris is None else uris[number]
+                source_id = None if source_ids is None else source_ids[number]
+                known = {"image_id": number + 1, "uri": uri, "file_name": name, "source_id": source_id}
                 if image_hw is None:
                     rows.append(ImageRow(**known, status="error", error_kind="truncated", error_message="ends too early"))
                     continue
@@ -96,6 +105,7 @@ def make_run(tmp_path: Path) -> MakeRun:
             "options": options.model_dump(mode="json"),
             "model": {"name": "models/x", "model_type": "vit_b", "sha256": "0" * 64, "weights": "f16"},
             "something": "a newer version added",
+            **more,
         }
         (output / "run.json").write_text(json.dumps(record))
         return output

@@ -73,6 +73,13 @@ def test_an_unfinished_run_is_not_exported_by_accident(make_run: Any, tmp_path: 
     assert "not finished" in capsys.readouterr().out
 
 
+def test_fiftyone_is_asked_for_by_name(make_run: Any, capsys: Any, monkeypatch: Any) -> None:
+    """Where it is not installed that is exit 2 with the way out. (`make interop` runs it where it is.)"""
+    monkeypatch.setitem(sys.modules, "fiftyone", None)
+    assert main(["fiftyone", str(make_run([("a.jpg", (8, 8), [])])), "photos"]) == 2
+    assert "pip install fiftyone" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -14,7 +14,7 @@ from pycocotools.cocoeval import COCOeval
 from export.coco import CocoOptions, export_coco
 from export.runs import Run, read_run
 from export.selection import Report
-from labeler.errors import StorageError
+from labeler.errors import OptionsError, StorageError
 from labeler.options import MaskOptions
 
 HW = (48, 64)
@@ -250,6 +250,39 @@ def test_cocoeval_against_itself_is_perfect(make_run: Any, photos: list[Any], tm
     judge.accumulate()
     precision = judge.eval["precision"][..., -1]  # With room for all masks of an image.
     assert precision[precision > -1].min() == pytest.approx(1.0)
+
+
+COCO_INPUT = {"input": "file:///data/instances.json"}
+
+
+@pytest.mark.parametrize(
+    ("more", "options", "expected"),
+    [
+        (COCO_INPUT, {}, [139, 7, 10**12]),
+        (COCO_INPUT, {"image_ids": "run"}, [1, 3, 4]),
+        ({"input": "file:///data/list.csv"}, {}, [1, 3, 4]),
+        ({"input": "file:///data/list.csv"}, {"image_ids": "input"}, [139, 7, 10**12]),
+    ],
+)
+def test_images_of_a_coco_input_keep_their_ids(
+    make_run: Any, random_masks: Any, tmp_path: Path, more: Any, options: Any, expected: list[int]
+) -> None:
+    """So that the export lies beside the file it came from; a list's ids where they are asked for."""
+    images = [("a.jpg", HW, random_masks(HW, 2)), ("b.jpg", None, []), ("c.jpg", HW, []), ("d.jpg", HW, random_masks(HW, 1))]
+    run = read_run(str(make_run(images, source_ids=["139", "139", "7", "1000000000000"], **more)))
+    export(run, tmp_path / "coco.json", **options)
+    coco = COCO(tmp_path / "coco.json")
+    assert list(coco.imgs) == expected
+    assert [a["image_id"] for a in coco.anns.values()] == [expected[0]] * 2 + [expected[2]]
+
+
+@pytest.mark.parametrize(("ids", "words"), [(["5", "5"], "several images have the id 5"), (["x1", None], "has the id x1")])
+def test_ids_that_coco_cannot_hold_are_refused(make_run: Any, tmp_path: Path, ids: list[Any], words: str) -> None:
+    """Before anything is written, and with the way out."""
+    output = make_run([("a.jpg", HW, []), ("b.jpg", HW, [])], source_ids=ids, **COCO_INPUT)
+    with pytest.raises(OptionsError, match=f"{words}.*--image-ids run"):
+        export(read_run(str(output)), tmp_path / "coco.json")
+    assert not (tmp_path / "coco.json").exists()
 
 
 @pytest.mark.parametrize("kind", ["rle", "polygon"])

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from labeler.errors import ModelError
 from labeler.models import ModelInfo
 
 # Colours of a picture that make the engine do what an engine should not.
@@ -19,7 +20,10 @@ class DiscEngine:
     """Answers each point with four discs around it whose sizes depend on the picture's brightness."""
 
     def __init__(self, folder: Path, info: ModelInfo, **_settings: Any) -> None:
+        if "FAKE_ENGINE_FAILS" in os.environ:
+            raise ModelError("this machine can't compute that")
         self._shape = info.embedding_shape
+        self.threads = 1
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:
         """(1, 3, S, S) -> (1, C, h, w) whose first value is the mean of the picture."""
@@ -31,7 +35,7 @@ class DiscEngine:
         if first == HANGS:
             time.sleep(600)
         if first == SLOW:
-            time.sleep(0.5)
+            time.sleep(float(os.environ.get("FAKE_ENGINE_SLOW_S", "0.5")))
         features = np.zeros(self._shape, np.float32)
         features[0, 0, 0, 0] = pixels.mean()
         return features

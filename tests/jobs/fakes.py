@@ -12,11 +12,13 @@ from typing import Any
 
 import fake_engine
 import numpy as np
+import pytest
 from PIL import Image as PillowImage
 
 from jobs.options import Selection
 from jobs.plan import RunRecord, RunSpec, describe_model, freeze_run
 from jobs.sources import list_images
+from jobs.worker import ShardLabeler
 from labeler import storage
 from labeler.models import ModelInfo, read_model_info
 from labeler.options import MaskOptions
@@ -94,6 +96,19 @@ def freeze(photos: Path, output: Path, model: Path, *, images_per_shard: int = 5
     return freeze_run(str(output), spec, images_per_shard=images_per_shard, listing=listing, model_folder=model)
 
 
+def label_undisturbed(photos: Path, output: Path, model: Path, *, images_per_shard: int) -> dict[str, bytes]:
+    """The masks parts as one worker makes them without Ray, where nothing happens to it and nobody is slow."""
+    record = freeze(photos, output, model, images_per_shard=images_per_shard)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FAKE_ENGINE_SLOW_S", "0")
+        labeler = ShardLabeler(str(output), threads=1, retries=0, engine="fake_engine:DiscEngine")
+        labeler.load()
+        for shard in range(record.num_shards):
+            for _event in labeler.label_shard(shard):
+                pass
+    return read_masks(output)
+
+
 def read_masks(output: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((output / "masks").glob("part-*"))}
 
@@ -148,7 +163,7 @@ class Cluster:
         self.environment = {**token, "RAY_ADDRESS": self.process.stdout.readline().strip()}
 
     def order(self, word: str) -> str:
-        """``add`` a node of one CPU, ``kill`` the newest one, or give the address of the head's ``metrics``."""
+        """See ``start_ray``."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         print(word, file=self.process.stdin, flush=True)

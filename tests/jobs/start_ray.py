@@ -1,7 +1,7 @@
 """A Ray cluster of its own, ordered about by stdin, ended when that is closed. Started by tests, once a module.
 
-Prints its address, then an answer to each order: ``add``, a node of one CPU; ``kill``, the newest node, without warning;
-``metrics``, the address of the head's Prometheus endpoint.
+Prints its address, then an answer to each order: ``add 4``, a node of four CPUs; ``bad``, a node of one CPU whose workers
+can't load their model; ``kill``, the newest node, without warning; ``metrics``, the address of the head's Prometheus endpoint.
 """
 
 import contextlib
@@ -43,9 +43,12 @@ if __name__ == "__main__":
     added: list[Any] = []
     print(cluster.address, flush=True)
     for order in sys.stdin:
-        if order.strip() == "add":
-            added.append(cluster.add_node(num_cpus=1, **NODE))
-        elif order.strip() == "kill":
+        word, _, number = order.strip().partition(" ")
+        if word == "add":
+            added.append(cluster.add_node(num_cpus=int(number or 1), **NODE))
+        elif word == "bad":
+            added.append(cluster.add_node(num_cpus=1, env_vars={"FAKE_ENGINE_FAILS": "1"}, **NODE))
+        elif word == "kill":
             kill_node(cluster, added.pop())
-        print(find_metrics(cluster) if order.strip() == "metrics" else "done", flush=True)
+        print(find_metrics(cluster) if word == "metrics" else "done", flush=True)
     cluster.shutdown()

@@ -158,7 +158,7 @@ def test_members_of_an_archive_are_read_by_their_place(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_archives_is_their_images(tmp_path: Path) -> None:
-    """Also by a glob; but beside images archives are skipped, and a compressed or broken one is refused."""
+    """Also by a glob; but beside images archives are skipped. One that is none, alone, is refused, as a compressed one is."""
     for name in ("01", "00"):
         make_tar(tmp_path / f"{name}.tar", ("x.jpg", name.encode()))
     assert names(find(tmp_path)) == ["00.tar/x.jpg", "01.tar/x.jpg"]
@@ -166,11 +166,120 @@ def test_a_folder_of_archives_is_their_images(tmp_path: Path) -> None:
     (tmp_path / "z.jpg").write_bytes(b"z")
     listing = list_images(storage.path_to_uri(tmp_path), selection=Selection())
     assert (listing.num_images, listing.skipped) == (1, {".tar": 2})
-    (tmp_path / "c.tar").write_bytes((tmp_path / "00.tar").read_bytes()[:700])
+    (tmp_path / "c.tar").write_bytes(b"<html>not found</html>")
     (tmp_path / "d.tar.gz").write_bytes(b"")
     for name in ("c.tar", "d.tar.gz"):
         with pytest.raises(OptionsError, match=name):
             print(names(find(tmp_path / name)))
+
+
+def explain(ref: ImageRef) -> str:
+    with pytest.raises(ImageError) as fault:
+        read_image(ref)
+    return fault.value.kind
+
+
+def test_a_damaged_archive_is_a_row_beside_what_can_be_read(tmp_path: Path) -> None:
+    """Cut off in an image, in a header, in padding; garbage between members; not there, forbidden or no archive at all.
+
+    What stands before the damage is labeled, other archives are not touched by it, and the row says where the damage is.
+    """
+    whole = make_tar(tmp_path / "ok.tar", *((f"{number}.jpg", bytes([number]) * 700) for number in range(4))).read_bytes()
+    member = 512 + 1024
+    damaged = {
+        "data.tar": (whole[: 2 * member + 600], 3, "truncated"),  # The third image is a row too, and truncated.
+        "header.tar": (whole[: 2 * member + 100], 2, "truncated"),
+        "padding.tar": (whole[: 2 * member - 20], 2, "truncated"),
+        "garbage.tar": (whole[:member] + b"\xff" * 512 + whole[member:], 1, "corrupt"),
+        "html.tar": (b"<html>" * 200, 0, "corrupt"),
+        "short.tar": (b"<html>", 0, "truncated"),
+        "empty.tar": (b"", 0, "truncated"),
+    }
+    for name, (data, _count, _kind) in damaged.items():
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "gone.tar").symlink_to("nowhere")
+    listing = list_images(storage.path_to_uri(tmp_path), selection=Selection(include=("*.jpg",)))
+    refs = list(listing.read_refs())
+    assert listing.num_damaged == len(damaged) + 1
+    for name, (_data, count, kind) in damaged.items():
+        images = [ref for ref in refs if ref.file_name.startswith(f"{name}/")]
+        assert len(images) == count
+        [holder] = [ref for ref in refs if ref.file_name == name]
+        assert explain(holder) == kind
+        assert storage.exists(holder.uri)
+        read = [read_image(ref) for ref in images if (name, ref.file_name[-5:]) != ("data.tar", "2.jpg")]
+        assert read == [bytes([number]) * 700 for number in range(len(read))]
+    assert explain(next(ref for ref in refs if ref.file_name == "data.tar/2.jpg")) == "truncated"
+    with pytest.raises(FileNotFoundError):
+        read_image(next(ref for ref in refs if ref.file_name == "gone.tar"))
+    assert [ref.file_name for ref in refs if ref.file_name.startswith("ok.tar")] == [f"ok.tar/{n}.jpg" for n in range(4)]
+    (tmp_path / "data.tar").write_bytes(whole)
+    assert explain(next(ref for ref in refs if ref.file_name == "data.tar")) == "changed"
+    with pytest.raises(OptionsError, match=r"html\.tar"):
+        find(tmp_path / "html.tar")
+    assert names(find(tmp_path / "header.tar")) == ["header.tar", "header.tar/0.jpg", "header.tar/1.jpg"]
+
+
+def test_archives_of_every_writer_are_whole(tmp_path: Path) -> None:
+    """Long names by GNU's and by POSIX's means, folders, no end mark; links are counted as skipped."""
+    for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT):
+        path = tmp_path / f"{form}.tar"
+        with tarfile.open(path, "w", format=form) as tar:
+            for name in ("a/", "0.jpg", "é" * 40 + ".jpg", "link.jpg"):
+                info = tarfile.TarInfo(name)
+                info.type = {"a/": tarfile.DIRTYPE, "link.jpg": tarfile.LNKTYPE}.get(name, tarfile.REGTYPE)
+                info.linkname = "0.jpg" if name == "link.jpg" else ""
+                info.size = 3 if info.isreg() else 0
+                tar.addfile(info, io.BytesIO(b"abc"))
+        without_end = path.read_bytes().rstrip(b"\0")
+        for data in (path.read_bytes(), without_end.ljust(-(-len(without_end) // 512) * 512, b"\0")):
+            path.write_bytes(data)
+            listing = list_images(storage.path_to_uri(path), selection=Selection())
+            assert (listing.num_images, listing.num_damaged, dict(listing.skipped)) == (2, 0, {"link": 1})
+
+
+def test_a_damaged_parquet_file_is_a_row_beside_the_others(tmp_path: Path) -> None:
+    """Without its footer nothing of it is known; with damaged pages its rows are, and those are corrupt. Never internal."""
+    data = [bytes([number]) * 1000 for number in range(20)]
+    for name in ("a.parquet", "b.parquet", "c.parquet"):
+        pq.write_table(pa.table({"image": data, "n": range(20)}), tmp_path / name, row_group_size=10, compression="snappy")
+    whole = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "b.parquet").write_bytes(whole[:-100])
+    (tmp_path / "c.parquet").write_bytes(whole[:4] + b"\xff" * 300 + whole[304:])
+    refs = find(tmp_path)
+    assert names(refs).count("b.parquet") == 1
+    assert len(refs) == 41
+    assert explain(next(ref for ref in refs if ref.file_name == "b.parquet")) == "corrupt"
+    by_name = {ref.file_name: ref for ref in refs}
+    assert explain(by_name["c.parquet/0"]) == "corrupt"
+    assert read_image(by_name["c.parquet/15"]) == data[15]
+    assert read_image(by_name["a.parquet/3"]) == data[3]
+    with pytest.raises(OptionsError, match=r"b\.parquet"):
+        find(tmp_path / "b.parquet")
+
+
+def test_braces_name_shards(tmp_path: Path) -> None:
+    """As WebDataset writes them: numbers with their zeros, words, also with stars; one that is not there is missed by name."""
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        for number in range(8, 12):
+            make_tar(tmp_path / split / f"s-{number:03d}.tar", ("x.jpg", f"{split} {number}".encode()))
+    found = find(f"{tmp_path}/train/s-{{008..010}}.tar")
+    assert names(found) == ["s-008.tar/x.jpg", "s-009.tar/x.jpg", "s-010.tar/x.jpg"]
+    assert read_image(found[1]) == b"train 9"
+    assert names(find(f"{tmp_path}/{{train,val}}/s-{{011..010}}.tar")) == [
+        f"{split}/s-{number:03d}.tar/x.jpg" for split in ("train", "val") for number in (10, 11)
+    ]
+    assert names(find(f"{tmp_path}/{{val,none}}/*9.tar")) == ["val/s-009.tar/x.jpg"]
+    assert len(find(f"{tmp_path}/{{train,val}}")) == 8
+    assert names(find(f"{tmp_path}/val/s-{{011..013}}.tar")) == ["s-011.tar/x.jpg", "s-012.tar", "s-013.tar"]
+    with pytest.raises(OptionsError, match="none of what its braces name"):
+        find(f"{tmp_path}/val/t-{{0..3}}.tar")
+    (tmp_path / "{1..2}").mkdir()
+    (tmp_path / "{1..2}" / "y.jpg").write_bytes(b"y")
+    assert names(find(f"{tmp_path}/{{1..2}}")) == ["y.jpg"]
+    with pytest.raises(OptionsError, match="bucket"):
+        find("s3://{a,b}/x.tar")
 
 
 @pytest.mark.parametrize("is_struct", [True, False])

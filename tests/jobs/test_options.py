@@ -9,7 +9,7 @@ def test_the_set_of_options() -> None:
     assert set(MaskOptions.model_fields) == {
         "points_per_side", "point_grids", "pred_iou_thresh", "stability_score_thresh", "stability_score_offset",
         "box_nms_thresh", "crop_n_layers", "crop_nms_thresh", "crop_overlap_ratio", "crop_n_points_downscale_factor",
-        "min_mask_region_area", "max_mask_area_ratio", "precision", "exif", "max_pixels",
+        "min_mask_region_area", "max_mask_area_ratio", "precision", "exif", "max_pixels", "points",
     }  # fmt: skip
     assert set(Selection.model_fields) == {
         "include", "exclude", "limit", "sample", "seed", "images_root", "keep_columns", "image_column",

@@ -17,9 +17,9 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the extra convert")
 
 from labeler import graphs  # noqa: E402
+from labeler.call_size import CALL_SIZES  # noqa: E402
 from labeler.convert import (  # noqa: E402
     POSITIONS,
-    PROMPTS_PER_CALL,
     build_sam,
     convert_checkpoint,
     load_checkpoint,
@@ -293,7 +293,8 @@ def test_model_json_describes_the_folder(prototype_folder: Path, prototype_check
     """model.json holds what the contract lists, its hashes hold, and nothing of the work is left behind."""
     info = check_model(prototype_folder)
     assert (info.model_type, info.image_size, info.embedding_shape) == ("arch", 256, (1, 96, 16, 16))
-    assert (info.mask_threshold, info.prompts_per_call, info.weights, info.defaults) == (0.0, PROMPTS_PER_CALL, "f16", {})
+    assert (info.mask_threshold, info.weights, info.quantization, info.defaults) == (0.0, "f16", None, {})
+    assert info.prompts_per_call in CALL_SIZES
     assert info.checkpoint_sha256 == hash_file(prototype_checkpoint)
     assert set(info.files) == {f"{graph}.{kind}" for graph in graphs.GRAPHS for kind in ("xml", "bin")}
     assert {"torch", "onnx", "openvino", "segment-anything"} <= info.tools.keys()

@@ -355,3 +355,71 @@ def test_an_unknown_kind_of_store_is_the_caller_s_mistake() -> None:
     """Nothing to retry."""
     with pytest.raises(OptionsError, match="nosuch"):
         storage.read_bytes("nosuch://bucket/a.jpg")
+
+
+# --- writing piece by piece
+
+
+def test_a_file_written_in_pieces_appears_whole(tmp_path: Path, memory: str) -> None:
+    """Until the block ends the old content is there, and no other name but a hidden one; folders are made."""
+    place = str(tmp_path / "new" / "a.bin")
+    storage.write_bytes(place, b"old")
+    with storage.open_whole(place) as file:
+        assert [file.write(piece) for piece in (b"one", b"", b"two" * 100_000)] == [3, 0, 300_000]
+        assert storage.read_bytes(place) == b"old"
+        assert [path.name for path in (tmp_path / "new").iterdir() if not path.name.startswith(".")] == ["a.bin"]
+    assert storage.read_bytes(place) == b"one" + b"two" * 100_000
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.bin"]
+    for empty in (str(tmp_path / "empty"), f"{memory}/empty"):
+        with storage.open_whole(empty):
+            pass
+        assert storage.read_bytes(empty) == b""
+
+
+@pytest.mark.parametrize("fault", [ValueError("of the block"), OSError(28, "elsewhere"), KeyboardInterrupt()])
+def test_a_block_that_fails_leaves_nothing_and_its_own_error(tmp_path: Path, fault: BaseException) -> None:
+    """The old content stays, the file that was begun goes, and the error is not taken for the file's."""
+    place = str(tmp_path / "a.bin")
+    storage.write_bytes(place, b"old")
+
+    def write() -> None:
+        with storage.open_whole(place) as file:
+            file.write(b"new")
+            raise fault
+
+    with pytest.raises(type(fault)) as raised:
+        write()
+    assert raised.value is fault
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.bin", b"old")]
+
+
+def test_pieces_that_do_not_fit_on_the_disk_are_refused(tmp_path: Path) -> None:
+    """At the piece that does not fit, or at the end, where the file is flushed; the old file stays, nothing else does."""
+    place = tmp_path / "a.bin"
+    place.write_bytes(b"old")
+    code = (
+        "import resource, signal, sys\n"
+        "from labeler import storage\n"
+        "from labeler.errors import StorageRefusedError\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "for pieces in ([bytes(100_000)] * 3, [bytes(5000)]):\n"
+        "    try:\n"
+        "        with storage.open_whole(sys.argv[1]) as file:\n"
+        "            for piece in pieces: file.write(piece)\n"
+        "    except StorageRefusedError as error: print('full:', error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(place)], capture_output=True, text=True, timeout=60)
+    assert done.stdout.count("full:") == 2, done.stderr
+    assert "the disk is full" in done.stdout
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.bin", b"old")]
+
+
+def test_a_place_for_pieces_that_can_t_be_written_is_a_storage_error(tmp_path: Path) -> None:
+    """Before the first piece, where a file stands in the way of a folder; at the end, where a folder has the name."""
+    (tmp_path / "file").write_bytes(b"x")
+    (tmp_path / "folder").mkdir()
+    for name in ("file/x", "folder"):
+        with pytest.raises(StorageError), storage.open_whole(str(tmp_path / name)) as file:
+            file.write(b"data")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder"]

@@ -1,34 +1,65 @@
-"""FiftyOne's COCO reader, as far as it goes without its MongoDB: ``check_fiftyone.py FOLDER``."""
+"""Whole FiftyOne datasets, of COCO files and by ``export fiftyone``: ``check_fiftyone.py FOLDER RUN``.
+
+In a database of its own. Needs in FiftyOne's environment what ``export`` imports.
+"""
 
 import os
 import sys
+import tempfile
+from pathlib import Path
 
 os.environ["FIFTYONE_DO_NOT_TRACK"] = "1"
+os.environ["HOME"] = os.environ["FIFTYONE_DATABASE_DIR"] = tempfile.mkdtemp()
 
 import fiftyone
-import fiftyone.utils.coco as coco
 import numpy as np
+from fiftyone import types
+from make_exports import FILTERS
 from truth import Truth, say
 
+from export.cli import main
+
+fiftyone.config.show_progress_bars = False
 truth = Truth(sys.argv[1])
-for form in ("rle", "uncompressed", "polygon"):
-    path = str(truth.folder / f"coco_{form}.json")
-    _info, classes, _supercategories, images, annotations, *_ = coco.load_coco_detection_annotations(path, extra_attrs=True)
-    worst, num_masks = 1.0, 0
-    for image_id, objects in annotations.items():
-        image = images[image_id]
-        size = image["width"], image["height"]
+photos = truth.folder / "photos"
+
+
+def check(dataset: fiftyone.Dataset, field: str, form: str, *, lowest: float) -> None:
+    """Every picture with all its masks, in order, read back from the database."""
+    worst, num_masks, names = 1.0, 0, set()
+    for sample in dataset:
+        name = sample["file_name"] if "file_name" in sample else str(Path(sample.filepath).relative_to(photos))
+        image = next(image for image in truth.images.values() if image["file_name"] == name)
+        assert Path(sample.filepath).exists()
         found = []
-        for one in objects:
-            detection = one.to_detection(size, classes_map=classes, load_segmentation=True)
-            assert detection.label == "object"
-            assert "predicted_iou" in detection.attributes or detection.get_attribute_value("predicted_iou") is not None
-            x, y = (round(share * side) for share, side in zip(detection.bounding_box[:2], size, strict=True))
-            mask = np.zeros((size[1], size[0]), bool)
-            mask[y : y + detection.mask.shape[0], x : x + detection.mask.shape[1]] = detection.mask
+        for one in sample[field].detections if sample[field] else []:
+            assert one.label == "object"
+            assert one.predicted_iou is not None
+            x, y = round(one.bounding_box[0] * image["width"]), round(one.bounding_box[1] * image["height"])
+            mask = np.zeros((image["height"], image["width"]), bool)
+            mask[y : y + one.mask.shape[0], x : x + one.mask.shape[1]] = one.mask
             found.append(mask)
+        names.add(name)
         num_masks += len(found)
-        worst = min(worst, truth.compare(image["file_name"], found))
-    assert num_masks == truth.num_masks
-    assert worst == 1.0 if form != "polygon" else worst > 0.9, (form, worst)
-    say(f"coco {form}", f"fiftyone {fiftyone.__version__}", f"{num_masks} masks, lowest IoU {worst:.3f}")
+        worst = min(worst, truth.compare(name, found))
+    assert (names, num_masks) == (set(truth.masks), truth.num_masks), (form, len(names), num_masks)
+    assert worst >= lowest, (form, worst)
+    say(form, f"fiftyone {fiftyone.__version__}", f"{len(names)} samples, {num_masks} masks, lowest IoU {worst:.3f}")
+
+
+for form in ("rle", "uncompressed", "polygon"):
+    dataset = fiftyone.Dataset.from_dir(
+        dataset_type=types.COCODetectionDataset,
+        data_path=str(photos),
+        labels_path=str(truth.folder / f"coco_{form}.json"),
+        label_types="segmentations",
+        label_field="masks",
+        extra_attrs=True,
+    )
+    check(dataset, "masks", f"coco {form}", lowest=0.9 if form == "polygon" else 1.0)
+for again in ([], ["--overwrite"]):
+    assert main(["fiftyone", sys.argv[2], "labels", *FILTERS, *again]) == 0
+assert main(["fiftyone", sys.argv[2], "labels", *FILTERS]) == 2  # It is there.
+dataset = fiftyone.load_dataset("labels")
+assert dataset.persistent
+check(dataset, "masks", "fiftyone", lowest=1.0)

@@ -1,14 +1,17 @@
 """Real servers of object stores, each in a process of its own, for tests over HTTP."""
 
+import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 S3_KEYS = {"key": "AKIAEXAMPLE", "secret": "a-secret-nobody-may-read"}
 AZURE_ACCOUNT = "devstoreaccount1"
@@ -31,6 +34,36 @@ def serve_azure(folder: Path, program: str) -> Iterator[str]:
     options = ["--blobPort", str(port), "--location", str(folder), "--silent", "--skipApiVersionCheck"]
     with serve([program, *options], port=port, folder=folder):
         yield f"http://127.0.0.1:{port}/{AZURE_ACCOUNT}"
+
+
+class Proxy:
+    """``faulty_proxy.py`` before an S3 server; ``stop`` and ``start`` it, and the store is gone and there again."""
+
+    def __init__(self, folder: Path, target: str) -> None:
+        self._folder = folder
+        self._port = find_port()
+        self._target_port = target.rpartition(":")[2]
+        self._serving = ExitStack()
+        self.endpoint = f"http://127.0.0.1:{self._port}"
+
+    def start(self) -> None:
+        """Serve, from now on."""
+        program = [sys.executable, str(Path(__file__).parent / "faulty_proxy.py"), str(self._port), self._target_port]
+        self._serving.enter_context(serve(program, port=self._port, folder=self._folder))
+
+    def stop(self) -> None:
+        """Nobody listens any more."""
+        self._serving.close()
+
+    def set_faults(self, **faults: Any) -> None:
+        """Which requests are answered with which fault; none where nothing is said."""
+        data = json.dumps(faults).encode()
+        urllib.request.urlopen(urllib.request.Request(f"{self.endpoint}/--faults", data, method="PUT"), timeout=10).close()
+
+    def count_faults(self) -> int:
+        """How many were, since they were set."""
+        with urllib.request.urlopen(f"{self.endpoint}/--faults", timeout=10) as answer:
+            return int(json.loads(answer.read()))
 
 
 def find_azurite() -> str | None:

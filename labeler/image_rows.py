@@ -5,6 +5,7 @@ until a row of another one is asked for: the rows of a shard lie close together.
 """
 
 import bisect
+import contextlib
 import functools
 import re
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from labeler.errors import OptionsError
+from labeler.errors import ImageError, OptionsError
 from labeler.ranges import StoredFile
 
 _ROW = re.compile(r"^(?P<part>.*)#row=(?P<row>\d+)$", re.DOTALL)
@@ -62,12 +63,17 @@ def find_image_column(schema: pa.Schema, *, wanted: str | None) -> str | None:
 
 
 def list_rows(uri: str, *, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """One dictionary a row, with these columns (none of them: empty ones)."""
+    """One dictionary a row, with these columns (none of them: empty ones). Raises ImageError where they are damaged."""
     file = open_parquet(uri)
     if not columns:
         yield from ({} for _ in range(file.metadata.num_rows))
         return
-    for batch in file.iter_batches(columns=list(columns), batch_size=8192, use_threads=False):
+    batches = file.iter_batches(columns=list(columns), batch_size=8192, use_threads=False)
+    while True:
+        with _damage_as_image_error():
+            batch = next(batches, None)
+        if batch is None:
+            return
         yield from batch.to_pylist()
 
 
@@ -76,6 +82,7 @@ def read_row(uri: str, row: int, *, wanted: str | None = None) -> bytes:
 
     Raises:
         FileNotFoundError: there is no such row or it holds no bytes; also as ``labeler.storage``, like StorageError.
+        ImageError: the file is damaged there.
     """
     part = _open_part(uri, wanted)
     group = bisect.bisect_right(part.ends, row)
@@ -102,7 +109,18 @@ def _open_part(uri: str, wanted: str | None) -> Part:
 @functools.lru_cache(maxsize=1)
 def _read_group(uri: str, wanted: str | None, group: int) -> Any:
     part = _open_part(uri, wanted)
-    return part.file.read_row_group(group, columns=[part.column], use_threads=False).column(0)
+    with _damage_as_image_error():
+        return part.file.read_row_group(group, columns=[part.column], use_threads=False).column(0)
+
+
+@contextlib.contextmanager
+def _damage_as_image_error() -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, PermissionError):
+        raise  # The store's answer.
+    except (pa.ArrowException, OSError) as error:
+        raise ImageError("corrupt", f"the Parquet file is damaged: {str(error).splitlines()[0]}") from error
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:

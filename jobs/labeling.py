@@ -1,0 +1,160 @@
+"""One image of a run: read, decoded, its masks found; its row, whatever happens. Must not know shards or other images.
+
+The store's and the model's faults leave as errors, for they are never an image's. Everything else becomes its row.
+"""
+
+import functools
+import json
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from jobs.asking import ShardPrompts, find_masks
+from jobs.plan import PlannedImage
+from jobs.reading import read_image
+from jobs.refs import ImageRef
+from jobs.shards import call_with_retries
+from labeler import storage
+from labeler.errors import ImageError, LabelerError, StorageError
+from labeler.images import decode_image
+from labeler.options import MaskOptions, PromptOptions
+from labeler.predictor import Predictor
+from labeler.prompt_rows import PromptRow
+from labeler.prompts import Prompt
+from labeler.tables import ImageRow
+
+
+@dataclass(frozen=True, slots=True)
+class ImageBytes:
+    """What was read of an image, and how long it took."""
+
+    data: bytes
+    seconds: float
+
+
+class LabeledImage(NamedTuple):
+    """One image's row, its masks as record batches (none where it failed), a traceback where the fault is ours, and its
+    prompts' rows (none where it failed).
+    """
+
+    row: ImageRow
+    batches: Sequence[Any] = ()
+    log: str | None = None
+    prompts: Sequence[PromptRow] = ()
+
+
+class ImageLabeler:
+    """Reads and labels single images.
+
+    Args:
+        root: the input they come from; a missing file is only missing while this still answers.
+        options: the run's.
+        predictor: the model.
+        retries: how often a storage call that failed is tried again.
+        image_column: which column of Parquet files holds the images, where they have several.
+        prompt_options: the run's, where it has prompts.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        *,
+        options: MaskOptions,
+        predictor: Predictor,
+        retries: int,
+        image_column: str | None = None,
+        prompt_options: PromptOptions | None = None,
+    ) -> None:
+        self._root = root
+        self._options = options
+        self._predictor = predictor
+        self._retries = retries
+        self._image_column = image_column
+        self._prompt_options = prompt_options
+
+    def read(self, ref: ImageRef) -> ImageBytes:
+        """The bytes of an image.
+
+        Raises:
+            ImageError: it is missing, forbidden or changed.
+            StorageError: the store does not answer.
+        """
+        start = time.perf_counter()
+        try:
+            data = call_with_retries(lambda: read_image(ref, image_column=self._image_column), retries=self._retries)
+        except FileNotFoundError as error:
+            if not call_with_retries(lambda: storage.exists(self._root), retries=self._retries):
+                raise StorageError(f"the input {self._root} is gone") from error
+            raise ImageError("missing", "listed when the run was planned, but not there any more") from error
+        except PermissionError as error:
+            raise ImageError("forbidden", "the store refuses to give it: permission denied") from error
+        return ImageBytes(data, time.perf_counter() - start)
+
+    def label(
+        self, image: PlannedImage, read: Callable[[], ImageBytes], *, prompts: Sequence[Prompt] | None = None
+    ) -> LabeledImage:
+        """Decode an image and find its masks: all, or those of the prompts. ``read`` gives its bytes or raises as above.
+
+        Raises:
+            StorageError, ModelError: never an image's fault. Everything else becomes the image's row.
+        """
+        known: dict[str, Any] = {
+            "image_id": image.image_id,
+            "uri": image.ref.uri,
+            "file_name": image.ref.file_name,
+            "source_id": image.ref.source_id,
+            "size_bytes": image.ref.size_bytes,
+            "etag": image.ref.etag,
+            "kept": json.loads(image.ref.kept or "{}"),
+        }
+        try:
+            data = read()
+            known["seconds_read"] = data.seconds
+            start = time.perf_counter()
+            picture = decode_image(data.data, exif=self._options.exif, max_pixels=self._options.max_pixels)
+            known["seconds_decode"] = time.perf_counter() - start
+            found = find_masks(
+                picture,
+                image=image,
+                prompts=prompts,
+                predictor=self._predictor,
+                options=self._options,
+                prompt_options=self._prompt_options,
+            )
+        except ImageError as error:
+            return LabeledImage(ImageRow(**known, status="error", error_kind=error.kind, error_message=error.reason))
+        except LabelerError:
+            raise
+        except Exception as error:
+            message = f"{type(error).__name__}: {error}"
+            row = ImageRow(**known, status="error", error_kind="internal", error_message=message)
+            return LabeledImage(row, log=traceback.format_exc())
+        row = ImageRow(
+            **known,
+            width=picture.hw[1],
+            height=picture.hw[0],
+            stored_width=picture.stored_hw[1],
+            stored_height=picture.stored_hw[0],
+            exif_orientation=picture.exif_orientation,
+            num_frames=picture.num_frames,
+            warnings=picture.warnings,
+            num_masks=found.batch.num_rows,
+            **{f"seconds_{name}": seconds for name, seconds in found.seconds._asdict().items()},
+        )
+        return LabeledImage(row, [found.batch], prompts=found.prompts)
+
+
+def time_images(labeler: ImageLabeler, images: Sequence[PlannedImage], *, prompts: ShardPrompts | None = None) -> float:
+    """Seconds an image takes, here and now, on average; the first is labeled twice, for it also compiles the model."""
+
+    def label(image: PlannedImage) -> None:
+        asked = None if prompts is None else prompts.get(image.image_id, ())
+        labeler.label(image, functools.partial(labeler.read, image.ref), prompts=asked)
+
+    label(images[0])
+    start = time.perf_counter()
+    for image in images:
+        label(image)
+    return (time.perf_counter() - start) / len(images)

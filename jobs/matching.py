@@ -1,0 +1,182 @@
+"""Prompts -> the images of a run that they are for, in the order of the plan; any number of them in bounded memory.
+
+A prompt names its image by file name, else by URI. Both sides may be millions in any order, so they meet in an SQLite
+database in the machine's temporary folder. Must not know what is asked, nor how the plan is written.
+"""
+
+import json
+import sqlite3
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jobs.prompt_files import FileImage
+from jobs.refs import ImageRef
+from labeler import storage
+from labeler.errors import PromptError, StorageError
+from labeler.prompts import Prompt
+
+_TABLES = """
+PRAGMA journal_mode = OFF;
+PRAGMA synchronous = OFF;
+PRAGMA cache_size = -65536;
+CREATE TABLE sources (ref TEXT PRIMARY KEY, name TEXT, height INTEGER, width INTEGER, by_name TEXT, by_text TEXT, by_uri TEXT,
+                      image_id INTEGER);
+CREATE TABLE keys (key TEXT PRIMARY KEY, image_id INTEGER) WITHOUT ROWID;
+CREATE TABLE prompts (number INTEGER PRIMARY KEY, ref TEXT, own_id TEXT, category_id INTEGER, body TEXT);
+"""
+
+_FIND_IMAGES = """
+UPDATE sources SET image_id = COALESCE(
+    (SELECT image_id FROM keys WHERE key = by_name),
+    (SELECT image_id FROM keys WHERE key = by_text),
+    (SELECT image_id FROM keys WHERE key = by_uri))
+"""
+
+_READ = """
+SELECT {id} AS prompt_id, ref, name, own_id, category_id, body, height, width, image_id
+FROM prompts LEFT JOIN sources USING (ref) WHERE image_id {which} ORDER BY image_id, prompt_id
+"""
+
+
+class Counts(NamedTuple):
+    """What was found: prompts, those whose image the run lacks, images with prompts, prompts without a category."""
+
+    num_prompts: int
+    num_without_image: int
+    num_images: int
+    num_without_category: int
+
+
+class Matching:
+    """The prompts of a file and the images they are for. Open it with ``open_matching``."""
+
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self._database = database
+        self._id = "number"
+        self._is_listed = False
+
+    def add_prompts(self, images: Iterable[FileImage], prompts: Iterable[Prompt]) -> None:
+        """Take in a file: first the images that it lists, if any, then its prompts."""
+        add_source = "INSERT OR IGNORE INTO sources VALUES (?, ?, ?, ?, ?, ?, ?, NULL)"
+        self._database.executemany(add_source, (_make_source(image) for image in images))
+        self._is_listed = bool(self._database.execute("SELECT EXISTS (SELECT 1 FROM sources)").fetchone()[0])
+        self._database.executemany(
+            "INSERT INTO prompts VALUES (?, ?, ?, ?, ?)",
+            ((p.prompt_id, p.image, p.source_id, p.category_id, _prompt_to_body(p)) for p in prompts),
+        )
+        if not self._is_listed:  # Prompts of a table name their images themselves.
+            names = self._database.execute("SELECT DISTINCT ref FROM prompts WHERE ref IS NOT NULL")
+            self._database.executemany(add_source, (_make_source(FileImage(ref, ref, None)) for (ref,) in names))
+        self._choose_ids()
+
+    def find_images(self, refs: Iterable[ImageRef]) -> None:
+        """Take in the images of the run, in the order of their ids, which count from 1."""
+        self._database.executescript(
+            "INSERT OR IGNORE INTO keys SELECT by_name, NULL FROM sources;"
+            "INSERT OR IGNORE INTO keys SELECT by_text, NULL FROM sources WHERE by_text IS NOT NULL;"
+            "INSERT OR IGNORE INTO keys SELECT by_uri, NULL FROM sources WHERE by_uri IS NOT NULL;"
+        )
+        # Where several images are called the same, the first one is meant.
+        keys = chain.from_iterable(
+            ((image_id, ref.file_name), (image_id, ref.uri)) for image_id, ref in enumerate(refs, start=1)
+        )
+        self._database.executemany("UPDATE keys SET image_id = ? WHERE key = ? AND image_id IS NULL", keys)
+        self._database.execute(_FIND_IMAGES)
+        self._database.execute("CREATE INDEX images ON sources (image_id)")
+
+    def count(self) -> Counts:
+        """How many of what."""
+        query = (
+            "SELECT COUNT(*), TOTAL(image_id IS NULL), COUNT(DISTINCT image_id), TOTAL(category_id IS NULL) "
+            "FROM prompts LEFT JOIN sources USING (ref)"
+        )
+        return Counts(*map(int, self._database.execute(query).fetchone()))
+
+    def read_found(self) -> Iterator[Prompt]:
+        """The prompts whose image the run has, by ``image_id`` and then ``prompt_id``."""
+        yield from map(_row_to_prompt, self._database.execute(_READ.format(id=self._id, which="IS NOT NULL")))
+
+    def read_lost(self) -> Iterator[Prompt]:
+        """The others, by ``prompt_id``."""
+        yield from map(_row_to_prompt, self._database.execute(_READ.format(id=self._id, which="IS NULL")))
+
+    def read_image(self, image_id: int) -> Iterator[Prompt]:
+        """The prompts of one image, by ``prompt_id``."""
+        yield from map(_row_to_prompt, self._database.execute(_READ.format(id=self._id, which="= ?"), (image_id,)))
+
+    def has_image_ids(self, num_images: int) -> bool:
+        """Whether a COCO file lists every image of the run, each under one whole number of its own."""
+        query = (
+            "SELECT COUNT(*), COUNT(DISTINCT image_id), TOTAL(ref <> CAST(ref AS INTEGER) || '') FROM sources "
+            "WHERE image_id IS NOT NULL"
+        )
+        num_listed, num_found, num_odd = self._database.execute(query).fetchone()
+        return self._is_listed and num_listed == num_found == num_images and not num_odd
+
+    def read_image_ids(self, first: int, last: int) -> dict[int, str]:
+        """The file's ids of the images with these ids in the run, both ends included."""
+        query = "SELECT image_id, ref FROM sources WHERE image_id BETWEEN ? AND ?"
+        return dict(self._database.execute(query, (first, last)))
+
+    def _choose_ids(self) -> None:
+        """Where each prompt has a whole number of its own, that is its id in the run too; else its place in the file."""
+        odd = "SELECT EXISTS (SELECT 1 FROM prompts WHERE own_id IS NULL OR own_id <> CAST(own_id AS INTEGER) || '' OR {less})"
+        less = "CAST(own_id AS INTEGER) < 1"
+        twice = "SELECT EXISTS (SELECT 1 FROM prompts GROUP BY CAST(own_id AS INTEGER) HAVING COUNT(*) > 1)"
+        if not any(self._database.execute(query).fetchone()[0] for query in (odd.format(less=less), twice)):
+            self._id = "CAST(own_id AS INTEGER)"
+
+
+@contextmanager
+def open_matching() -> Iterator[Matching]:
+    """An empty one, gone when this ends.
+
+    Raises:
+        StorageError: the machine's temporary folder is full.
+    """
+    with tempfile.TemporaryDirectory(prefix="prompts-") as folder:
+        database = sqlite3.connect(Path(folder) / "prompts.sqlite")
+        try:
+            database.executescript(_TABLES)
+            yield Matching(database)
+        except sqlite3.OperationalError as error:
+            raise StorageError(f"the prompts can't be sorted in {folder}: {error}") from error
+        finally:
+            database.close()
+
+
+def _make_source(image: FileImage) -> tuple[Any, ...]:
+    """An image with the three ways in which the plan may know it: a name as people type it, as the plan writes it, a URI."""
+    height, width = image.frame_hw or (None, None)
+    name = image.name
+    is_absolute = "://" in name or name.startswith("/")
+    uri = storage.path_to_uri(name) if is_absolute else None
+    return image.ref, name, height, width, storage.encode_name(name.removeprefix("./")), name, uri
+
+
+def _prompt_to_body(prompt: Prompt) -> str:
+    error = prompt.error and (prompt.error.kind, prompt.error.reason)
+    return json.dumps((prompt.box_xyxy, prompt.points_xy, prompt.point_labels, prompt.frame_hw, error))
+
+
+def _row_to_prompt(row: tuple[Any, ...]) -> Prompt:
+    prompt_id, ref, name, own_id, category_id, body, height, width, image_id = row
+    box, points, labels, frame, error = json.loads(body)
+    frame = frame or (None if height is None else (height, width))
+    prompt = Prompt(
+        prompt_id=prompt_id,
+        source_id=own_id,
+        image=ref if name is None else name,
+        image_id=image_id,
+        category_id=category_id,
+        box_xyxy=None if box is None else tuple(box),
+        points_xy=tuple(map(tuple, points)),
+        point_labels=tuple(labels),
+        frame_hw=None if frame is None else (frame[0], frame[1]),
+    )
+    return prompt if error is None else replace(prompt, error=PromptError(*error))

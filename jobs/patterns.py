@@ -1,0 +1,81 @@
+"""Inputs that are patterns: globs, and the braces in which WebDataset names its shards. Must not know what lies there.
+
+``*`` and ``?`` stop at a slash, ``**`` does not, ``[a-c]`` is one of these. ``{000000..000019}`` stands for each of these
+numbers, with as many digits, and ``{train,val}`` for each of these words. A file that is called like a pattern is a file.
+"""
+
+import itertools
+import re
+from collections.abc import Callable, Iterator
+
+from labeler import storage
+from labeler.errors import OptionsError
+
+_BRACES = re.compile(r"\{(-?\d+\.\.-?\d+|[^{}]*,[^{}]*)\}")
+_SPECIAL = re.compile(rf"[*?\[]|{_BRACES.pattern}")
+_WILDCARD = re.compile(r"[*?\[]")
+
+
+def is_pattern(root: str) -> bool:
+    """Whether a URI is a pattern. Local URIs are encoded, so they show it only in what ``%`` stands for."""
+    path = storage.uri_to_path(root)
+    if path is None:
+        return "::" not in root and bool(_SPECIAL.search(root.partition("://")[2])) and not root.lower().startswith("http")
+    return bool(_SPECIAL.search(str(path))) and not path.exists()
+
+
+def split_pattern(root: str) -> tuple[str, str]:
+    """The folder before the first special character, and the pattern below it.
+
+    Raises:
+        OptionsError: it is the bucket that is a pattern.
+    """
+    path = storage.uri_to_path(root)
+    scheme, text = ("", str(path)) if path is not None else (root.partition("://")[0] + "://", root.partition("://")[2])
+    match = _SPECIAL.search(text)
+    assert match is not None  # Only patterns are split.
+    folder, _, _ = text[: match.start()].rpartition("/")
+    if scheme and not folder:
+        raise OptionsError(f"--input {root}: a pattern stands for files in one bucket; name the bucket in full")
+    place = scheme + folder if scheme else storage.path_to_uri(folder or "/")
+    return place, text[len(folder) :].lstrip("/")
+
+
+def has_wildcard(pattern: str) -> bool:
+    """Whether it takes a listing to know what a pattern stands for: braces alone say it by themselves."""
+    return bool(_WILDCARD.search(pattern))
+
+
+def expand_braces(pattern: str) -> Iterator[str]:
+    """Each text that the braces of a pattern stand for, in order; without braces the pattern itself."""
+    pieces = _BRACES.split(pattern)  # What is between the braces stands at even places, what is in them at odd ones.
+    choices = [_expand(piece) if place % 2 else [piece] for place, piece in enumerate(pieces)]
+    yield from map("".join, itertools.product(*choices))
+
+
+def compile_pattern(pattern: str) -> Callable[[str], object]:
+    """Tells whether the path of a file below the fixed folder is meant."""
+    return re.compile("|".join(map(_glob_to_regex, expand_braces(pattern)))).fullmatch
+
+
+def _expand(inside: str) -> list[str]:
+    if "," in inside:
+        return inside.split(",")
+    begin, _, end = inside.partition("..")
+    is_padded = any(re.match(r"-?0\d", number) for number in (begin, end))
+    width = max(len(begin), len(end)) if is_padded else 0
+    step = 1 if int(begin) <= int(end) else -1
+    return [f"{number:0{width}d}" for number in range(int(begin), int(end) + step, step)]
+
+
+def _glob_to_regex(pattern: str) -> str:
+    pieces = re.split(r"(\*\*/|\*\*|\*|\?|\[!?[^\]/]+\])", pattern)
+    known = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    return "(?s:" + "".join(known.get(piece) or _piece_to_regex(piece) for piece in pieces) + ")"
+
+
+def _piece_to_regex(piece: str) -> str:
+    if len(piece) > 2 and piece[0] == "[" and piece[-1] == "]":
+        inside = piece[1:-1].replace("\\", "\\\\")
+        return f"[^{inside[1:]}]" if inside[0] == "!" else f"[{inside}]"
+    return re.escape(piece)

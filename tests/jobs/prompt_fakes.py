@@ -1,0 +1,73 @@
+"""What tests of prompts share: a file of them, a run with them frozen and labeled without Ray, an engine that fills boxes."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from fake_engine import DiscEngine
+
+from jobs.options import Selection
+from jobs.plan import RunRecord, RunSpec, describe_model, freeze_run
+from jobs.prompts import describe_prompts, match_prompts
+from jobs.sources import list_images
+from jobs.worker import ShardLabeler
+from labeler import storage
+from labeler.models import read_model_info
+from labeler.options import MaskOptions, PromptOptions
+
+
+class BoxEngine(DiscEngine):
+    """Answers each prompt with the inside of its box: the last two points are its corners."""
+
+    def predict(self, features: np.ndarray, *, points: np.ndarray, labels: np.ndarray, **_more: Any) -> Any:
+        """Predicted IoU (P, 4), and logits (P, 4, 4h, 4w) that change sign at the box's edges."""
+        side = 4 * self._shape[2]
+        y, x = np.mgrid[:side, :side] + 0.5
+        (x0, y0), (x1, y1) = points[:, -2].T[:, :, None, None], points[:, -1].T[:, :, None, None]
+        inside = np.minimum.reduce([x - x0, x1 - x, y - y0, y1 - y])
+        logits = np.repeat(inside[:, None], 4, axis=1).astype(np.float32)
+        iou = np.full((len(points), 4), 0.9, np.float32)
+        return SimpleNamespace(predicted_iou=iou, rows=np.arange(len(points)), logits=logits)
+
+
+def write_prompts(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return path
+
+
+def freeze_prompts(
+    photos: Path, prompts: Path, output: Path, model: Path, *, images_per_shard: int = 3, **options: Any
+) -> RunRecord:
+    asked = describe_prompts(str(prompts), options=PromptOptions(**options), frozen=None)
+    spec = RunSpec(
+        input=storage.path_to_uri(photos),
+        selection=Selection(),
+        options=MaskOptions(),
+        model=describe_model(read_model_info(model), name=str(model)),
+        prompts=asked,
+    )
+    listing = list_images(spec.input, selection=spec.selection)
+    with match_prompts(asked, listing=listing) as matched:
+        return freeze_run(
+            str(output), spec, images_per_shard=images_per_shard, listing=listing, model_folder=model, prompts=matched
+        )
+
+
+def load(output: Path, *, engine: str = "fake_engine:DiscEngine") -> ShardLabeler:
+    """A worker of a run."""
+    labeler = ShardLabeler(str(output), threads=1, retries=0, engine=engine)
+    labeler.load()
+    return labeler
+
+
+def label_prompts(
+    photos: Path, prompts: Path, output: Path, model: Path, *, engine: str = "fake_engine:DiscEngine", **options: Any
+) -> RunRecord:
+    """Freeze and label a run with prompts in this process."""
+    record = freeze_prompts(photos, prompts, output, model, **options)
+    labeler = load(output, engine=engine)
+    for shard in range(record.num_shards):
+        list(labeler.label_shard(shard))
+    return record

@@ -1,0 +1,111 @@
+"""How many workers are wanted, how large and where: on described nodes, and on real ones that come, go and fail."""
+
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from fakes import Cluster, find_workers, label_arguments, make_slow, start_jobs, wait_until
+
+import jobs.cluster
+from jobs.crew import Crew
+from jobs.options import JobOptions
+
+RunJobs = Callable[..., subprocess.CompletedProcess[str]]
+GIB = 2**30
+
+
+@pytest.fixture
+def small_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A head of one CPU."""
+    cluster = Cluster(head_cpus=1)
+    for name, value in cluster.environment.items():
+        monkeypatch.setenv(name, value)
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """As Ray describes them: a head without CPUs, two of 4 CPUs and 8 GiB, one of 4 CPUs and 3 GiB."""
+    sizes = [(0, 8), (4, 8), (4, 8), (4, 3)]
+    described = [
+        {"NodeID": f"node{number}", "NodeManagerAddress": f"10.0.0.{number}", "Resources": {"CPU": cpus, "memory": gib * GIB}}
+        for number, (cpus, gib) in enumerate(sizes)
+    ]
+    monkeypatch.setattr(jobs.cluster, "list_nodes", lambda: described)
+    return described
+
+
+def make_crew(**options: Any) -> Crew:
+    lease: Any = None  # Nobody is hired.
+    return Crew("out", options=JobOptions(**options), engine="", lease=lease, memory_bytes=GIB)
+
+
+def test_auto_fills_what_has_room(nodes: list[dict[str, Any]]) -> None:
+    """CPUs and memory both count, node by node; --min-workers and --max-workers are asked for whatever there is."""
+    assert make_crew().count_wanted() == 4 + 4 + 3
+    assert make_crew(cpus_per_worker=2).count_wanted() == 2 + 2 + 2
+    assert make_crew(cpus_per_worker=8).count_wanted() == 1
+    assert make_crew(min_workers=5).count_wanted() == 11
+    assert make_crew(min_workers=50).count_wanted() == 50
+    assert make_crew(max_workers=3).count_wanted() == 3
+    assert make_crew(max_workers=100).count_wanted() == 100
+    assert make_crew(workers=7).count_wanted() == 7
+
+
+def test_workers_ask_for_the_memory_that_others_were_seen_to_need(nodes: list[dict[str, Any]]) -> None:
+    """With a margin, never less than before, and never more than the largest node has, on which one was seen to live."""
+    crew = make_crew()
+    crew.learn_memory(2 * GIB)
+    assert crew.count_wanted() == 3 + 3 + 1
+    crew.learn_memory(GIB // 2)
+    crew._count_at_s = 0
+    assert crew.count_wanted() == 3 + 3 + 1
+    crew.learn_memory(int(7.5 * GIB))
+    crew._count_at_s = 0
+    assert crew.count_wanted() == 1 + 1
+
+
+def test_max_workers_is_not_passed(cluster: Cluster, run_jobs: RunJobs, model_folder: Path, tmp_path: Path) -> None:
+    """One worker, where two have room."""
+    slow = make_slow(tmp_path / "slow", count=4)
+    common = label_arguments(slow, tmp_path / "out", model_folder, "--images-per-shard", 1)
+    answer = run_jobs(*common, "--max-workers", 1)
+    assert answer.returncode == 0, answer.stderr
+    assert len(set(re.findall(r"by pid (\d+)", answer.stderr))) == 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the worker in /proc")
+def test_a_node_that_can_not_load_the_model_is_left_out(small_cluster: Cluster, model_folder: Path, tmp_path: Path) -> None:
+    """That is said, the others do its work, and a worker that dies is not replaced by one there."""
+    small_cluster.order("bad")
+    slow = make_slow(tmp_path / "slow", count=12)
+    driver = start_jobs(*label_arguments(slow, tmp_path / "out", model_folder, "--images-per-shard", 2), cwd=tmp_path)
+    wait_until(lambda: (tmp_path / "out" / "images" / "part-0000001.parquet").exists())
+    for worker in find_workers(small_cluster.process.pid):
+        os.kill(worker, signal.SIGKILL)
+    _, err = driver.communicate(timeout=150)
+    assert driver.returncode == 0, err
+    assert len(re.findall(r"node \S+ is left out: this machine can't compute that", err)) == 1
+    assert "a worker died" in err
+    assert pd.read_parquet(tmp_path / "out" / "images")["status"].eq("ok").all()
+
+
+def test_where_no_node_has_room_that_is_said(small_cluster: Cluster, model_folder: Path, tmp_path: Path) -> None:
+    """What a worker takes, what the nodes have; the job goes on as soon as one comes that is large enough."""
+    slow = make_slow(tmp_path / "slow", count=2)
+    common = label_arguments(slow, tmp_path / "out", model_folder)
+    driver = start_jobs(*common[:-1], 3, cwd=tmp_path)  # The last option is --cpus-per-worker.
+    wait_until(lambda: (tmp_path / "out" / "run.json").exists())
+    time.sleep(3)
+    small_cluster.order("add 4")
+    _, err = driver.communicate(timeout=150)
+    assert driver.returncode == 0, err
+    assert re.search(r"no node has room for a worker, which takes 3 CPUs and 0\.\d GiB; nodes: \S+ 1 CPUs and 8\.0 GiB;", err)

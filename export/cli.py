@@ -10,12 +10,13 @@ from export.coco import CocoOptions, export_coco
 from export.fiftyone import FiftyoneOptions, export_fiftyone
 from export.labelme import LabelmeOptions, export_labelme
 from export.masks import MasksOptions, export_masks
+from export.options import SelectionOptions
 from export.page import MAX_IMAGES, PAGE, export_page
 from export.preview import CONTACT_SHEET, PreviewOptions, export_preview
 from export.progress import show_progress
 from export.runs import Run, describe_missing, read_run
 from export.sa1b import Sa1bOptions, export_sa1b
-from export.selection import Report, SelectionOptions, Watch
+from export.selection import Report, Watch
 from export.yolo import YoloOptions, export_yolo
 from labeler import storage
 from labeler.errors import OptionsError

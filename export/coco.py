@@ -22,9 +22,10 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
+from export.options import SelectionOptions
 from export.polygons import counts_to_polygons
 from export.runs import Row, Run, iterate_rows
-from export.selection import ExportImage, ExportMask, Report, SelectionOptions, Split, Watch, select_images
+from export.selection import ExportImage, ExportMask, Report, Split, Watch, select_images
 from labeler import rle, storage
 from labeler.errors import OptionsError, StorageError
 

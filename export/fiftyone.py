@@ -5,12 +5,13 @@ store or inside of another file is copied into a folder. A dataset has its name 
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from export.folders import Folder
+from export.options import SelectionOptions
 from export.runs import Run
-from export.selection import ExportImage, ExportMask, Report, SelectionOptions, Watch, select_images
+from export.selection import ExportImage, ExportMask, Report, Watch, select_images
 from labeler import rle, storage
 from labeler.errors import OptionsError, StorageError
 from labeler.pictures import find_picture_file
@@ -18,6 +19,7 @@ from labeler.types import Size
 
 FIELD = "masks"
 LABEL = "object"
+"""Of masks that no prompt with a category asked for."""
 
 
 class FiftyoneOptions(SelectionOptions):
@@ -34,7 +36,7 @@ def export_fiftyone(run: Run, name: str, *, options: FiftyoneOptions, watch: Wat
     """Make a FiftyOne dataset of the committed shards of a run.
 
     Each sample has ``image_id``, ``file_name``, its side of the split as a tag, and the masks as detections whose
-    confidence is the predicted IoU.
+    confidence is the predicted IoU and whose label is the prompt's category, if there is one.
 
     Raises:
         OptionsError: fiftyone is not installed, there is a dataset of that name, or pictures need a folder.
@@ -45,7 +47,8 @@ def export_fiftyone(run: Run, name: str, *, options: FiftyoneOptions, watch: Wat
     folder = _open_pictures(run, options)
     with _make_dataset(fiftyone, name, overwrite=options.overwrite) as dataset:
         images = select_images(run, options=options, report=report, watch=watch)
-        samples = (_to_sample(fiftyone, image, _find_picture(image, folder, report)) for image in images)
+        labels = {category["id"]: category["name"] for category in run.prompts.categories} if run.prompts else {}
+        samples = (_to_sample(fiftyone, image, _find_picture(image, folder, report), labels) for image in images)
         dataset.add_samples(samples, progress=False)
     return report
 
@@ -101,9 +104,10 @@ def _find_picture(image: ExportImage, folder: Folder | None, report: Report) -> 
     return str(storage.uri_to_path(place))
 
 
-def _to_sample(fiftyone: Any, image: ExportImage, path: str) -> Any:
+def _to_sample(fiftyone: Any, image: ExportImage, path: str, labels: Mapping[int | None, str]) -> Any:
     height, width = image.image_hw
-    detections = [_to_detection(fiftyone, mask, image.image_hw) for mask in image.masks]
+    named = [(mask, labels.get(mask.category_id, LABEL)) for mask in image.masks]
+    detections = [_to_detection(fiftyone, mask, label, image.image_hw) for mask, label in named]
     return fiftyone.Sample(
         filepath=path,
         tags=[image.split],
@@ -114,11 +118,11 @@ def _to_sample(fiftyone: Any, image: ExportImage, path: str) -> Any:
     )
 
 
-def _to_detection(fiftyone: Any, mask: ExportMask, image_hw: Size) -> Any:
+def _to_detection(fiftyone: Any, mask: ExportMask, label: str, image_hw: Size) -> Any:
     """Its box in fractions of the sides, and the mask within it."""
     (height, width), (x, y, w, h) = image_hw, (int(side) for side in mask.bbox)
     return fiftyone.Detection(
-        label=LABEL,
+        label=label,
         bounding_box=[x / width, y / height, w / width, h / height],
         mask=rle.runs_to_crop(rle.counts_to_runs(mask.counts), image_hw=image_hw, box_xywh=(x, y, w, h)),
         confidence=mask.predicted_iou,

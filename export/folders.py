@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from export.options import SelectionOptions
 from export.runs import Run, iterate_rows
-from export.selection import ExportImage, Report, SelectionOptions, Watch, name_image, select_images
+from export.selection import ExportImage, Report, Watch, name_image, select_images
 from labeler import storage
 from labeler.errors import OptionsError, StorageError
 from labeler.images import IMAGE_EXTENSIONS

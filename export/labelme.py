@@ -39,7 +39,7 @@ def export_labelme(run: Run, target: str, *, options: LabelmeOptions, watch: Wat
 
 def _describe_image(image: ExportImage, picture: str, report: Report, *, options: LabelmeOptions) -> bytes:
     height, width = image.image_hw
-    record = {
+    record: dict[str, object] = {
         "version": _FORMAT_VERSION,
         "flags": {},
         "shapes": [shape for mask in image.masks for shape in _to_shapes(mask, image, options, report)],

@@ -6,8 +6,9 @@ Must not know training formats. A pixel holds one id: larger masks are painted f
 import numpy as np
 
 from export.folders import name_in_split, open_folder
+from export.options import SelectionOptions
 from export.runs import Run
-from export.selection import ExportImage, Report, SelectionOptions, Watch, select_images
+from export.selection import ExportImage, Report, Watch, select_images
 from labeler import rle
 from labeler.draw import UInt16, encode_ids
 from labeler.errors import OptionsError

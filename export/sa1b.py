@@ -31,7 +31,7 @@ def export_sa1b(run: Run, target: str, *, options: Sa1bOptions, watch: Watch | N
 def _describe_image(image: ExportImage, picture: str, report: Report) -> bytes:
     height, width = image.image_hw
     first_id = report.num_masks - len(image.masks) + 1
-    record = {
+    record: dict[str, object] = {
         "image": {"image_id": image.image_id, "width": width, "height": height, "file_name": picture},
         "annotations": [
             {

@@ -6,83 +6,26 @@ Must not know any format. What is left out is counted by the option that did it;
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal, Self
+from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from export import frames
+from export.filters import filter_masks
+from export.options import Frame, SelectionOptions
 from export.runs import Row, Run, iterate_images
 from labeler import rle, storage
 from labeler.errors import OptionsError
 from labeler.types import Size
 
 Split = Literal["train", "val"]
-Frame = Literal["upright", "stored"]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 _IMAGE_COLUMNS = ("image_id", "source_id", "uri", "file_name", "width", "height", "exif_orientation", "status")
 _MASK_COLUMNS = (
     "image_id", "mask_id", "segmentation", "bbox", "area", "predicted_iou", "stability_score", "point_coords", "crop_box",
 )  # fmt: skip
-
-
-class SelectionOptions(BaseModel):
-    """Which images and masks are exported, in which frame and under which names."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
-
-    min_predicted_iou: Annotated[float, Field(ge=0.0, le=2.0)] | None = None
-    """Leave out masks whose predicted IoU is lower than this. Not set: none."""
-
-    min_stability_score: Fraction | None = None
-    """Leave out masks whose stability score is lower than this. Not set: none."""
-
-    min_area: Annotated[int, Field(ge=0)] = 0
-    """Leave out masks of fewer pixels than this."""
-
-    max_area: Annotated[int, Field(ge=1)] | None = None
-    """Leave out masks of more pixels than this. Not set: none."""
-
-    min_area_ratio: Fraction = 0.0
-    """Leave out masks that cover less than this part of their image."""
-
-    max_area_ratio: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    """Leave out masks that cover more than this part of their image. SA-1B has none above 0.95."""
-
-    max_mask_iou: Fraction = 1.0
-    """Of two masks whose IoU (of pixels, not boxes) is greater than this, leave out the one of lower predicted IoU."""
-
-    max_containment: Fraction = 1.0
-    """Leave out masks of which more than this part lies within a larger one that stays: 0.9 leaves wholes without parts."""
-
-    max_masks_per_image: Annotated[int, Field(ge=1)] | None = None
-    """Keep only so many masks of an image, those of the highest predicted IoU. Not set: all."""
-
-    drop_empty: bool = False
-    """Leave out images that no mask stays on."""
-
-    val_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Set about this part of the images aside for validation. An image keeps its side when the dataset grows."""
-
-    seed: int = 0
-    """Another number draws another split."""
-
-    frame: Frame | None = None
-    """'upright' for loaders that apply EXIF, 'stored' for those that don't. Not set: as labeled, upright by default."""
-
-    relative_to: str | None = None
-    """Name images by their place below this folder or URI, instead of as the run does."""
-
-    @model_validator(mode="after")
-    def _ranges_are_not_empty(self) -> Self:
-        if self.max_area is not None and self.max_area < self.min_area:
-            raise ValueError(f"max_area {self.max_area} is less than min_area {self.min_area}: no mask can stay")
-        if self.max_area_ratio < self.min_area_ratio:
-            raise ValueError(f"max_area_ratio {self.max_area_ratio} is less than min_area_ratio {self.min_area_ratio}")
-        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +163,7 @@ def _select_image(row: Row, rows: list[Row], run: Run, options: SelectionOptions
         report.num_failed += 1
         return None
     image_hw = row["height"], row["width"]
-    kept = _filter_masks(rows, image_hw=image_hw, options=options, filtered=report.filtered)
+    kept = filter_masks(rows, image_hw=image_hw, options=options, filtered=report.filtered)
     if options.drop_empty and not kept:
         report.num_empty += 1
         return None
@@ -237,80 +180,6 @@ def _select_image(row: Row, rows: list[Row], run: Run, options: SelectionOptions
     if row["exif_orientation"] in frames.TURNS and options.frame not in (None, labeled_in):
         return _turn_image(image, orientation=row["exif_orientation"], upright=options.frame == "upright")
     return image
-
-
-def _filter_masks(rows: list[Row], *, image_hw: Size, options: SelectionOptions, filtered: Counter[str]) -> list[Row]:
-    """The rows that stay, in their order. Cheap questions first: overlaps are only measured among what those leave."""
-    for option, is_kept in _make_questions(options, num_pixels=image_hw[0] * image_hw[1]):
-        kept = [row for row in rows if is_kept(row)]
-        filtered[option] += len(rows) - len(kept)
-        rows = kept
-    for option, choose in _CHOICES.items():
-        if getattr(options, option) == SelectionOptions.model_fields[option].default:
-            continue
-        chosen = choose(rows, image_hw, getattr(options, option))
-        filtered[option] += len(rows) - len(chosen)
-        rows = [rows[i] for i in sorted(chosen)]
-    return rows
-
-
-def _make_questions(options: SelectionOptions, *, num_pixels: int) -> Iterator[tuple[str, Callable[[Row], bool]]]:
-    """What is asked of each mask alone, by option."""
-    # Scores are compared as the table holds them: 0.9 as float32 is a little less than 0.9, and a mask of just that is
-    # not "lower". Where nothing is asked nothing may go, and a model may predict less than 0.
-    if options.min_predicted_iou is not None:
-        lowest_iou = float(np.float32(options.min_predicted_iou))
-        yield "min_predicted_iou", lambda row: row["predicted_iou"] >= lowest_iou
-    if options.min_stability_score is not None:
-        lowest_score = float(np.float32(options.min_stability_score))
-        yield "min_stability_score", lambda row: row["stability_score"] >= lowest_score
-    if options.min_area:
-        yield "min_area", lambda row: row["area"] >= options.min_area
-    if options.max_area is not None:
-        largest = options.max_area
-        yield "max_area", lambda row: row["area"] <= largest
-    if options.min_area_ratio:
-        yield "min_area_ratio", lambda row: row["area"] / num_pixels >= options.min_area_ratio
-    if options.max_area_ratio < 1:
-        yield "max_area_ratio", lambda row: row["area"] / num_pixels <= options.max_area_ratio
-
-
-def _rank_by_score(rows: Sequence[Row]) -> list[int]:
-    return sorted(range(len(rows)), key=lambda i: -rows[i]["predicted_iou"])
-
-
-def _choose_unlike(rows: Sequence[Row], image_hw: Size, max_mask_iou: float) -> list[int]:
-    return _suppress(_rank_by_score(rows), rle.measure_overlaps(_counts(rows), image_hw=image_hw) > max_mask_iou)
-
-
-def _choose_wholes(rows: Sequence[Row], image_hw: Size, max_containment: float) -> list[int]:
-    order = sorted(range(len(rows)), key=lambda i: -rows[i]["area"])
-    return _suppress(order, rle.measure_containment(_counts(rows), image_hw=image_hw) > max_containment)
-
-
-def _choose_best(rows: Sequence[Row], _image_hw: Size, max_masks_per_image: int) -> list[int]:
-    return _rank_by_score(rows)[:max_masks_per_image]
-
-
-_CHOICES: dict[str, Callable[[Sequence[Row], Size, Any], list[int]]] = {
-    "max_mask_iou": _choose_unlike,
-    "max_containment": _choose_wholes,
-    "max_masks_per_image": _choose_best,
-}
-"""What is asked of the masks of an image together, in this order: the row numbers that stay."""
-
-
-def _suppress(order: Sequence[int], rivals: np.ndarray[Any, np.dtype[np.bool_]]) -> list[int]:
-    """Those that, met in this order, have no rival ([i, j]: i yields to j) among the ones kept before."""
-    kept: list[int] = []
-    for i in order:
-        if not rivals[i, kept].any():
-            kept.append(i)
-    return kept
-
-
-def _counts(rows: Sequence[Row]) -> list[str]:
-    return [row["segmentation"]["counts"] for row in rows]
 
 
 def _to_mask(row: Row) -> ExportMask:

@@ -94,6 +94,9 @@ def complete_rows(
             _fail(prompt, image.error_kind or "internal", f"its image: {image.error_message}") for prompt in planned
         )
     rows += (_fail(prompt, "missing", "the run has no such image") for prompt in prompts.get(None, ()))
+    num_planned = sum(map(len, prompts.values()))
+    if len(rows) != num_planned:
+        raise RuntimeError(f"there are {len(rows)} rows for {num_planned} prompts")
     return rows
 
 

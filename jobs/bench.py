@@ -125,10 +125,10 @@ def run_bench(
         bench = _Bench(request, cache=Path(name, "cache"), photos=photos, flops=flops)
 
         say(f"a worker of {splits[0].threads} threads, its model compiled for the first time ...")
-        cold_s = bench.time_start(splits[0].threads)
-        say(f"ready after {cold_s:.1f} s; another, with the compiled model in the cache ...")
-        cached_s = bench.time_start(splits[0].threads)
-        say(f"ready after {cached_s:.1f} s")
+        cold_s, load_s = bench.time_start(splits[0].threads)
+        say(f"ready after {cold_s:.1f} s, {load_s:.1f} of them for the model; another, which finds it compiled ...")
+        cached_s, load_s = bench.time_start(splits[0].threads)
+        say(f"ready after {cached_s:.1f} s, {load_s:.1f} of them for the model")
 
         done: list[SplitFigures] = []
         for number, split in enumerate(splits):
@@ -176,16 +176,17 @@ class _Bench:
         self._photos = [str(path) for path in photos]
         self._flops = flops
 
-    def time_start(self, threads: int) -> float:
-        """Seconds until one worker, alone, can label."""
+    def time_start(self, threads: int) -> tuple[float, float]:
+        """Seconds until one worker, alone, can label; and those of them that it took to load the model."""
         start = time.perf_counter()
-        with self._start(threads):
-            return time.perf_counter() - start
+        with self._start(threads) as worker:
+            load_s = worker.hear()["load_s"]
+            return time.perf_counter() - start, load_s
 
     def measure(self, split: Split, *, end: float) -> SplitFigures:
         """All workers of a split at once: start them, let them label until ``end``, then let them multiply matrices."""
         with ExitStack() as running:
-            workers = [running.enter_context(self._start(split.threads, wait=False)) for _ in range(split.workers)]
+            workers = [running.enter_context(self._start(split.threads)) for _ in range(split.workers)]
             for worker in workers:
                 worker.hear()
             label_s = max(_MIN_LABEL_S, end - time.perf_counter())
@@ -210,11 +211,9 @@ class _Bench:
         )
 
     @contextmanager
-    def _start(self, threads: int, *, wait: bool = True) -> "Iterator[_Worker]":
+    def _start(self, threads: int) -> "Iterator[_Worker]":
         worker = _Worker(self._request | {"threads": threads}, cache=self._cache)
         try:
-            if wait:
-                worker.hear()
             yield worker
         finally:
             worker.stop()

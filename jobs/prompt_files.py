@@ -74,7 +74,7 @@ class PromptFile:
         for row in read_coco(self._uri, "images") if self._extension == "json" else ():
             if not isinstance(row, Mapping) or "id" not in row or not isinstance(row.get("file_name"), str):
                 raise OptionsError(f"--prompts {self._uri}: an image without id or file_name: {str(row)[:80]}")
-            yield FileImage(json.dumps(row["id"]), row["file_name"], _read_size(row))
+            yield FileImage(json.dumps(row["id"]), _clean(row["file_name"]), _read_size(row))
 
     def read_prompts(self) -> Iterator[Prompt]:
         """The prompts in the file's order; ``prompt_id`` counts from 1, ``image`` is a COCO image's ``ref`` or a name.
@@ -132,7 +132,7 @@ class PromptFile:
         return Prompt(
             prompt_id=number,
             source_id=_to_text(source_id),
-            image=None if image is None else str(image),
+            image=None if image is None else _clean(str(image)),
             frame_hw=_read_size(row),
             error=error,
             **known,
@@ -160,7 +160,7 @@ class PromptFile:
             return category_id
         if name in (None, ""):
             return None
-        text = str(name)
+        text = _clean(str(name))
         if text not in self._category_ids:
             self._category_ids[text] = max([0, *self._categories]) + 1
             self._categories[self._category_ids[text]] = {"id": self._category_ids[text], "name": text}
@@ -239,9 +239,14 @@ def _to_whole(value: object, name: str) -> int:
 
 
 def _to_text(value: object) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    return json.dumps(value, default=str, ensure_ascii=False)
+    if value is None:
+        return None
+    return _clean(value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False))
+
+
+def _clean(text: str) -> str:
+    """JSON may escape halves of characters, which nothing else can hold: they stay escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _shorten(value: object) -> str:

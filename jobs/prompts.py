@@ -133,9 +133,11 @@ def compare_prompts(old: PromptsSpec | None, new: PromptsSpec | None) -> Iterato
 class MatchedPrompts:
     """The prompts of a file, each with its image of a listing, before they are frozen. See ``match_prompts``."""
 
-    def __init__(self, matching: Matching, *, categories: tuple[dict[str, Any], ...], num_images: int) -> None:
+    def __init__(self, matching: Matching, *, categories: tuple[dict[str, Any], ...], listing: Listing) -> None:
+        num_images = listing.num_images
         self._matching = matching
         self._categories = categories
+        self._first_name = next((ref.file_name for ref in listing.read_refs()), "")
         self._counts = matching.count()
         self._num_images_without = num_images - self._counts.num_images
         self._has_image_ids = matching.has_image_ids(num_images)
@@ -146,6 +148,9 @@ class MatchedPrompts:
         text = f"{counts.num_prompts} prompts for {counts.num_images} images"
         if counts.num_without_image:
             text += f"; {counts.num_without_image} name no image of this run, an error row each"
+        if not counts.num_images:  # Surely a slip, but then everything is an error row and nothing is lost.
+            lost = next(self._matching.read_lost())
+            text += f". WARNING: none of them does: they say {lost.image}, but the run's images are called {self._first_name}"
         if self._num_images_without:
             text += f"; {self._num_images_without} images have no prompt and get no masks"
         return text
@@ -211,7 +216,7 @@ def match_prompts(
     with open_matching() as matching:
         matching.add_prompts(file.read_images(), file.read_prompts())
         matching.find_images(listing.read_refs())
-        matched = MatchedPrompts(matching, categories=tuple(file.categories), num_images=listing.num_images)
+        matched = MatchedPrompts(matching, categories=tuple(file.categories), listing=listing)
         if not matching.count().num_prompts:
             raise OptionsError(f"--prompts {spec.uri} holds no prompt")
         say(matched.describe())

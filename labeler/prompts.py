@@ -102,7 +102,8 @@ def _find_frame(prompt: Prompt, *, image: Image, exif: Exif, frame: Frame | None
     if wanted is not None and wanted not in (stored_hw, upright_hw):
         raise PromptError(
             "size",
-            f"it was made for an image of {wanted[1]} x {wanted[0]} pixels, but this one has {image.hw[1]} x {image.hw[0]}",
+            f"it was made for an image of {wanted[1]} x {wanted[0]} pixels, but this one has {image.hw[1]} x {image.hw[0]}; "
+            "mend its file's width and height, or leave them out",
         )
     if image.exif_orientation == 1:
         return None

@@ -23,8 +23,8 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from labeler.errors import StorageError, StorageRefusedError
 from labeler.store_errors import translate_store_errors
-from labeler.store_pages import find_etag, list_keys
-from labeler.stores import OBJECT_STORES, normalize_url, open_store, quote_key
+from labeler.store_pages import find_etag, list_keys, read_info
+from labeler.stores import OBJECT_STORES, S3, find_scheme, normalize_url, open_store, quote_key
 
 _URL = re.compile(r"^(?:[a-z0-9]+::)*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -95,7 +95,8 @@ def read_bytes(uri: str, *, offset: int | None = None, length: int | None = None
                 return b""  # A range of nothing can't be said in HTTP.
             # Without bounds the whole comes in one request, and never in pieces of two versions.
             end = None if length is None else start + length
-            data: bytes = store.cat_file(key, start=start if offset or length else None, end=end)
+            whole = {"max_concurrency": 1} if find_scheme(uri) in S3 and end is None else {}
+            data: bytes = store.cat_file(key, start=start if offset or length else None, end=end, **whole)
             return data
     with _local_errors(path):
         # Not blocking, so that a pipe in a folder of images holds nobody up.
@@ -200,7 +201,7 @@ def stat_file(uri: str) -> FileInfo:
             return FileInfo(path_to_uri(path), path.name, about.st_size, _stat_etag(about))
     with translate_store_errors(uri):
         store, key = open_store(uri)
-        found: dict[str, Any] = store.info(key)
+        found = read_info(store, key)
         if found.get("type") == "directory":
             raise FileNotFoundError(errno.ENOENT, "not a file", uri)
         return FileInfo(uri, key.rsplit("/", 1)[-1], found.get("size"), find_etag(found))
@@ -296,9 +297,9 @@ def _is_in_store(uri: str, question: str) -> bool:
     try:
         with translate_store_errors(uri):
             store, key = open_store(uri)
-            if uri.partition("://")[0].lower() not in OBJECT_STORES:
+            if find_scheme(uri) not in OBJECT_STORES:
                 return bool(getattr(store, question)(key))
-            if question == "exists" and store.info(key):
+            if question == "exists" and read_info(store, key):
                 return True
             return next(list_keys(store, key), None) is not None
     except FileNotFoundError:
@@ -307,7 +308,7 @@ def _is_in_store(uri: str, question: str) -> bool:
 
 def _open_for_writing(uri: str) -> tuple[Any, str]:
     store, key = open_store(uri)
-    if uri.partition("://")[0].lower() not in OBJECT_STORES:  # Where making a folder would make a bucket that is gone.
+    if find_scheme(uri) not in OBJECT_STORES:  # Where making a folder would make a bucket that is gone.
         store.makedirs(store._parent(key), exist_ok=True)
     return store, key
 

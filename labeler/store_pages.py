@@ -33,6 +33,18 @@ def list_keys(store: Any, key: str) -> Iterator[ListedKey]:
             yield listed
 
 
+def read_info(store: Any, key: str) -> dict[str, Any]:
+    """fsspec's description of a file. The answer to a HEAD has no body: only a request for a byte says why it is refused."""
+    try:
+        found: dict[str, Any] = store.info(key)
+    except FileNotFoundError:
+        raise
+    except Exception:
+        store.cat_file(key, start=0, end=1)
+        raise
+    return found
+
+
 def find_etag(about: dict[str, Any]) -> str | None:
     """What changes when the content does, out of fsspec's description of a file."""
     for key in ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified"):

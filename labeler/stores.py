@@ -21,7 +21,9 @@ from labeler.errors import OptionsError
 StoreOptions: TypeAlias = Mapping[str, Mapping[str, Any]]
 """fsspec's options by the URL under which they hold; ``""`` is everywhere but http."""
 
-OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"})
+S3 = frozenset({"s3", "s3a"})
+
+OBJECT_STORES = frozenset({*S3, "gs", "gcs", "az", "abfs", "abfss"})
 """Stores without folders: nothing needs to be made before a key is written."""
 
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
@@ -82,8 +84,8 @@ def open_store(uri: str) -> tuple[Any, str]:
     """
     if _PASSWORD.match(uri):
         raise OptionsError("a URL with a password in it would be written into the run; use --storage-options instead")
-    scheme = uri.partition("://")[0].lower()
-    defaults = {**_DEFAULTS, **(_S3_DEFAULTS if scheme in {"s3", "s3a"} else {})} if "::" not in uri else {}
+    scheme = find_scheme(uri)
+    defaults = {**_DEFAULTS, **(_S3_DEFAULTS if scheme in S3 else {})} if "::" not in uri else {}
     try:
         store, key = fsspec.core.url_to_fs(uri, **{**defaults, **_find_options(uri)})
     except ImportError as error:
@@ -93,6 +95,11 @@ def open_store(uri: str) -> tuple[Any, str]:
     except (ValueError, TypeError) as error:
         raise OptionsError(f"{uri} can't be opened: {hide_secrets(str(error))}") from error
     return store, str(key) if _MEANS_ITSELF.search(uri) else unquote(key, errors="surrogateescape")
+
+
+def find_scheme(uri: str) -> str:
+    """Which kind of store a URL names: ``s3``, ``gs``, ..."""
+    return uri.partition("://")[0].lower()
 
 
 def quote_key(key: str) -> str:

@@ -36,6 +36,15 @@ def serve_azure(folder: Path, program: str) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}/{AZURE_ACCOUNT}"
 
 
+@contextmanager
+def serve_gcs(folder: Path) -> Iterator[str]:
+    """gcp-storage-emulator, which stands for Google's store: its endpoint."""
+    port = find_port()
+    options = ["start", "--host", "127.0.0.1", "--port", str(port), "--in-memory"]
+    with serve([sys.executable, "-m", "gcp_storage_emulator", *options], port=port, folder=folder):
+        yield f"http://127.0.0.1:{port}"
+
+
 class Proxy:
     """``faulty_proxy.py`` before an S3 server; ``stop`` and ``start`` it, and the store is gone and there again."""
 

@@ -56,10 +56,11 @@ class Bench:
 
     def start(self) -> subprocess.Popen[str]:
         """A job from bucket to bucket, through the proxy."""
-        more = ("--workers", 1, "--images-per-shard", 2, "--storage-options", f"endpoint_url={self.proxy.endpoint}")
-        keys = {"AWS_ACCESS_KEY_ID": stores.S3_KEYS["key"], "AWS_SECRET_ACCESS_KEY": stores.S3_KEYS["secret"]}
-        arguments = label_arguments("s3://photos/in", OUTPUT, self.model, *more)  # type: ignore[arg-type]
-        return start_jobs(*arguments, cwd=self.folder, SAM_LABELER_CACHE=str(self.folder / "cache"), **keys)
+        options = {**stores.S3_KEYS, "endpoint_url": self.proxy.endpoint}  # A worker has the cluster's environment, not ours.
+        more = [text for key, value in options.items() for text in ("--storage-options", f"{key}={value}")]
+        common = ("--workers", 1, "--images-per-shard", 2)
+        arguments = label_arguments("s3://photos/in", OUTPUT, self.model, *common, *more)  # type: ignore[arg-type]
+        return start_jobs(*arguments, cwd=self.folder)
 
     def list_parts(self, table: str) -> list[str]:
         """The keys of the parts that are committed."""

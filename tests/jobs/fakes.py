@@ -153,7 +153,8 @@ class Cluster:
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         self.process = subprocess.Popen(
             [sys.executable, str(HERE / "start_ray.py"), str(head_cpus)],
-            env={**os.environ, **PATHS, **token, "RAY_USAGE_STATS_ENABLED": "0"},
+            # Ray gives workers a low priority: on a busy machine a test would wait for them.
+            env={**os.environ, **PATHS, **token, "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

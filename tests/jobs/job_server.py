@@ -61,6 +61,7 @@ def serve_jobs(*, bin_folder: Path | None = None, num_cpus: int = 2) -> Iterator
         "RAY_AUTH_MODE": "token",
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{ports[1]}",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",  # Else tests wait for workers on a busy machine.
     }
     subprocess.run([ray, "get-auth-token", "--generate"], env=environment, capture_output=True, check=True, timeout=60)
     options = ["--num-cpus", str(num_cpus), "--num-gpus", "0", "--object-store-memory", "100000000", "--temp-dir", str(home)]

@@ -49,7 +49,7 @@ def freeze_prompts(
         prompts=asked,
     )
     listing = list_images(spec.input, selection=spec.selection)
-    with match_prompts(asked, listing=listing) as matched:
+    with match_prompts(asked, listing=listing, say=print) as matched:
         return freeze_run(
             str(output), spec, images_per_shard=images_per_shard, listing=listing, model_folder=model, prompts=matched
         )

@@ -156,6 +156,7 @@ def test_a_stopped_run_is_extended_and_one_in_work_is_not(
     write_picture(slow / "10.png", seed=10)
     refused = run_jobs(*common, "--extend")
     assert (refused.returncode, "another driver is at work" in refused.stderr) == (1, True)
+    wait_until(lambda: list((tmp_path / "out" / "images").glob("part-*")))
     first.send_signal(signal.SIGTERM)
     first.communicate(timeout=60)
     assert first.returncode == 143

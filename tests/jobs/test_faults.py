@@ -157,7 +157,7 @@ def test_a_worker_that_is_slow_to_die(cluster: Cluster, run_jobs: RunJobs, model
     more = ("--workers", 1, "--images-per-shard", 3, "--image-timeout", 4, "--max-error-rate", 0.5)
     driver = start_jobs(*label_arguments(slow, tmp_path / "out", model_folder, *more), cwd=tmp_path)
     worker = wait_until(lambda: find_workers(cluster.process.pid))[0]
-    time.sleep(0.5)
+    time.sleep(0.9)  # The driver must have heard of an image: only then can one hang.
     os.kill(worker, signal.SIGSTOP)
     _, err = driver.communicate(timeout=150)
     assert driver.returncode == 0, err

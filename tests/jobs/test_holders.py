@@ -11,13 +11,16 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fakes import label_arguments, write_picture
+from bucket_jobs import label
+from fakes import freeze, label_arguments, write_picture
 
 import jobs.ordering
+from jobs.extension import find_new_images
 from jobs.options import Selection
 from jobs.reading import read_image
 from jobs.refs import ImageRef
 from jobs.sources import list_images
+from jobs.verify import find_faults
 from labeler import storage
 from labeler.errors import ImageError, OptionsError
 
@@ -218,6 +221,30 @@ def test_a_damaged_archive_is_a_row_beside_what_can_be_read(tmp_path: Path) -> N
     with pytest.raises(OptionsError, match=r"html\.tar"):
         find(tmp_path / "html.tar")
     assert names(find(tmp_path / "header.tar")) == ["header.tar", "header.tar/0.jpg", "header.tar/1.jpg"]
+
+
+def test_a_run_with_a_damaged_archive_is_whole(tmp_path: Path, model_folder: Path) -> None:
+    """Every image that can be read has its masks, the archive its error row, run.json the count; extended once it is mended."""
+    pictures = [write_picture(tmp_path / f"{number}.png", seed=number).read_bytes() for number in range(4)]
+    (tmp_path / "in").mkdir()
+    whole = make_tar(tmp_path / "in" / "a.tar", *((f"{number}.png", data) for number, data in enumerate(pictures))).read_bytes()
+    make_tar(tmp_path / "in" / "b.tar", ("x.png", pictures[0]))
+    (tmp_path / "in" / "a.tar").write_bytes(whole[:1300])
+    record = freeze(tmp_path / "in", tmp_path / "out", model_folder)
+    kinds = label(str(tmp_path / "out"), range(1))
+    rows = pd.read_parquet(tmp_path / "out" / "images")
+    assert dict(zip(rows.file_name, kinds, strict=True)) == {
+        "a.tar": "truncated",
+        "a.tar/0.png": None,
+        "a.tar/1.png": "truncated",
+        "b.tar/x.png": None,
+    }
+    assert record.num_damaged == 1
+    assert list(find_faults(str(tmp_path / "out"), record)) == []
+    (tmp_path / "in" / "a.tar").write_bytes(whole)
+    listing = list_images(record.input, selection=record.selection)
+    new = find_new_images(listing, output=str(tmp_path / "out"), record=record)
+    assert [ref.file_name for ref in new.read_refs()] == ["a.tar/2.png", "a.tar/3.png"]
 
 
 def test_archives_of_every_writer_are_whole(tmp_path: Path) -> None:

@@ -110,6 +110,17 @@ def test_an_odd_row_is_its_own_error(row: dict[str, Any], words: str, tmp_path: 
     assert good.error is None
 
 
+def test_halves_of_characters_are_harmless(tmp_path: Path) -> None:
+    """JSON can escape them, no table or file can hold them."""
+    (tmp_path / "p.jsonl").write_text(
+        '{"image": "a\\udcff.png", "id": "\\ud800", "category": "\\udcff", "points_xy": "\\udcff"}'
+    )
+    (prompt,) = read(tmp_path / "p.jsonl")
+    assert (prompt.image, prompt.source_id) == ("a\\udcff.png", "\\ud800")
+    assert prompt.error is not None
+    prompt.error.reason.encode()
+
+
 def test_nan_is_a_number_here(tmp_path: Path) -> None:
     """What is wrong with it is said where it is asked; other spellings of a box are the same box."""
     (tmp_path / "p.csv").write_text("image,x0,y0,x1,y1\na.png,1,nan,3,4\nb.png,,,,\n")

@@ -36,7 +36,8 @@ def test_a_job_from_end_to_end(
     assert images["image_id"].tolist() == list(range(1, 13))
     assert set(images.loc[images["status"] == "error", "file_name"]) == {"a/empty.jpg", "a/page.png"}
     report = pd.read_json(tmp_path / "out" / "report.json", typ="series")
-    assert (report["num_done"], report["num_failed"], report["state"], report["num_workers"]) == (12, 2, "finished", 2)
+    assert (report["num_done"], report["num_failed"], report["state"]) == (12, 2, "finished")
+    assert report["num_workers"] in (1, 2)  # The first may be done before the second is ready.
 
     again = run_jobs(*arguments)
     assert (again.returncode, again.stdout) == (3, first.stdout)

@@ -54,6 +54,25 @@ def test_every_key_of_another_tool_is_listed_and_opens_again(s3: Any) -> None:
     assert storage.read_bytes("s3://photos/in/50% off.jpg") == b"50% off.jpg"  # As a person types it.
 
 
+def test_a_file_is_read_in_one_request(s3: Any, endpoint: str, tmp_path: Path) -> None:
+    """Of any size: pieces could be of two versions, and requests cost money."""
+    s3.put_object(Bucket="photos", Key="large.bin", Body=bytes(60 << 20))
+    proxy = stores.Proxy(tmp_path, endpoint)
+    proxy.start()
+    use_store_options({"": {**stores.S3_KEYS, "endpoint_url": proxy.endpoint}})
+    try:
+        proxy.set_faults(match="HEAD|Range", status=403, code="AccessDenied")
+        assert len(storage.read_bytes("s3://photos/large.bin")) == 60 << 20
+        assert proxy.count_faults() == 0
+        # A HEAD has no body that says why it is refused.
+        proxy.set_faults(match="HEAD|GET", status=403, code="InvalidAccessKeyId")
+        for ask in (storage.stat_file, storage.exists, storage.read_bytes):
+            with pytest.raises(StorageRefusedError, match="InvalidAccessKeyId"):
+                ask("s3://photos/large.bin")
+    finally:
+        proxy.stop()
+
+
 def test_folders_of_a_bucket(s3: Any) -> None:
     """Where a key goes on below a name there is a folder; deleting twice is fine; what is not there is missing."""
     s3.put_object(Bucket="photos", Key="a/b/c.jpg", Body=b"x")
@@ -110,7 +129,7 @@ def test_a_store_that_does_not_answer_may_answer_later() -> None:
         with pytest.raises(StorageError, match="EndpointConnectionError") as fault:
             storage.read_bytes("s3://photos/a.jpg")
         use_store_options({"": {"endpoint": "http://127.0.0.1:1", **stores.S3_KEYS}})
-        with pytest.raises(OptionsError, match="--storage-options: .*'endpoint'"):
+        with pytest.raises(OptionsError, match=r"--storage-options: .*'endpoint'"):
             storage.read_bytes("s3://photos/a.jpg")
     finally:
         use_store_options({})
@@ -253,6 +272,45 @@ def test_azure_over_http(tmp_path: Path) -> None:
                 storage.read_bytes("az://photos/none.jpg")
             with pytest.raises((StorageRefusedError, FileNotFoundError)):
                 storage.read_bytes("az://never-made/none.jpg")
+        finally:
+            use_store_options({})
+            client.close()
+
+
+@pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
+def test_gcs_over_http(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Google's own client's objects are listed, read and written; errors are sorted as S3's are."""
+    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # Or gcsfs asks by gRPC first, which no emulator speaks.
+    pytest.importorskip("gcsfs", reason="needs the extra gcs")
+    pytest.importorskip("gcp_storage_emulator", reason="needs gcp-storage-emulator")
+    google = pytest.importorskip("google.cloud.storage")
+    credentials = pytest.importorskip("google.auth.credentials").AnonymousCredentials()
+    with stores.serve_gcs(tmp_path) as url:
+        client = google.Client(project="p", credentials=credentials, client_options={"api_endpoint": url})
+        bucket = client.create_bucket("photos")
+        for name in NAMES:
+            bucket.blob(f"in/{name}").upload_from_string(name.encode())
+        use_store_options({"": {"endpoint_url": url, "token": "anon"}})
+        try:
+            files = list(storage.list_files("gs://photos/in"))
+            assert {file.path for file in files} == set(NAMES)
+            for file in files:
+                assert storage.read_bytes(file.uri).decode() == file.path
+                assert storage.stat_file(file.uri).etag == file.etag
+            assert storage.read_bytes("gs://photos/in/plain.jpg", offset=2, length=3) == b"ain"
+            storage.write_bytes("gs://photos/out/50%25.bin", b"data")
+            assert bucket.blob("out/50%.bin").download_as_bytes() == b"data"
+            with storage.open_whole("gs://photos/out/big.bin") as file:
+                for _ in range(12):
+                    file.write(bytes(1 << 20))
+            assert len(bucket.blob("out/big.bin").download_as_bytes()) == 12 << 20
+            assert storage.is_folder("gs://photos/in/sub")
+            assert not storage.exists("gs://photos/none")
+            for _ in range(2):
+                storage.delete("gs://photos/out/50%25.bin")
+            for place in ("gs://photos/none.jpg", "gs://never-made/none.jpg"):
+                with pytest.raises(FileNotFoundError):
+                    storage.read_bytes(place)
         finally:
             use_store_options({})
             client.close()

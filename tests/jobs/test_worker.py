@@ -136,19 +136,12 @@ def test_storage_that_answers_late_is_waited_for(output: Path, monkeypatch: pyte
     monkeypatch.setattr("jobs.shards._FIRST_PAUSE_S", 0.001)
     for name in ("read_bytes", "write_bytes"):
         monkeypatch.setattr(storage, name, fail_once(name))
-    monkeypatch.setattr("jobs.plan._read_plan_part", lambda output, number: _read_plan(output))
     with pytest.raises(StorageError, match="503"):
         list(refuser.label_shard(0))
     assert not (output / "images").exists()
     failed.clear()
     list(patient.label_shard(0))
     assert set(read_errors(output).values()) == {"corrupt"}
-
-
-def _read_plan(output: str) -> Any:
-    import pyarrow.parquet as pq
-
-    return pq.read_table(Path(output) / "plan" / "part-0000000.parquet")
 
 
 def make_run(tmp_path: Path, model_folder: Path, *colours: tuple[int, int, int] | None) -> ShardLabeler:

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image as PillowImage
 from pycocotools import mask as coco_mask
+from stores import S3_KEYS
 
 from labeler.cli import main
+from labeler.stores import use_store_options
 
 
 @pytest.fixture
@@ -106,6 +108,20 @@ def test_misuse_is_exit_2(
     assert main([places.get(argument, argument) for argument in arguments]) == 2
     assert words in capsys.readouterr().err
     assert not Path("x").exists()
+
+
+def test_photo_and_mask_may_lie_in_a_bucket(s3: Any, endpoint: str, prototype_folder: Path, photo: Path, capsys: Any) -> None:
+    """With the store's options as flags, everywhere or for one place; an option that is malformed is exit 2."""
+    s3.upload_file(str(photo), "photos", "in/a photo.jpg")
+    use_store_options({})
+    options = [f"endpoint_url={endpoint}", f"photo.key={S3_KEYS['key']}", f"photo.secret={S3_KEYS['secret']}"]
+    options += [f"output.{name}={value}" for name, value in S3_KEYS.items()]
+    command = ["prompt", "s3://photos/in/a photo.jpg", "--model", str(prototype_folder), "--point", "20,20"]
+    command += ["--output", "s3://labels/mask.png"]
+    assert main([*command, *(text for option in options for text in ("--storage-options", option))]) == 0
+    assert s3.get_object(Bucket="labels", Key="mask.png")["Body"].read()[:4] == b"\x89PNG"
+    assert main([*command, "--storage-options", "pohto.key=secret-value"]) == 2
+    assert "secret-value" not in capsys.readouterr().err
 
 
 def test_what_is_missing_or_broken_is_exit_1(prototype_folder: Path, photo: Path, tmp_path: Path, capsys: Any) -> None:

@@ -128,7 +128,7 @@ def test_convert_makes_such_a_folder(tmp_path: Path, photos: Path, capsys: Any) 
     assert "nncf" in info.tools
     said = capsys.readouterr().out
     assert f"INT8, calibrated with {len(PHOTOS)} photos" in said
-    assert "points of recall" in said
+    assert "of the masks were found again" in said
     engine = Engine(tmp_path / "model", info, threads=1)
     assert np.isfinite(engine.encode(np.zeros((1, 3, 64, 64), np.float32))).all()
 

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,6 +95,11 @@ def judge(output: Path, undisturbed: dict[str, bytes]) -> tuple[int, str]:
     return len(images), "" if read_masks(output) == undisturbed else "other masks"
 
 
+def list_stages(cluster: Cluster, output: Path) -> list[Callable[[], object]]:
+    """From when on a kill may come: the run is begun, workers are there, the first shard is committed."""
+    return [output.exists, lambda: find_workers(cluster.process.pid), lambda: count_parts(output)]
+
+
 def show(runs: list[Run], case: str) -> None:
     """Every run, and one line for the note; fails where one is wrong."""
     print(f"\n{pd.DataFrame(runs).to_string(index=False)}")
@@ -115,8 +120,8 @@ def test_workers_killed(cluster: Cluster, folder: Path, undisturbed: dict[str, b
         draw, output = random.Random(seed), folder / f"worker{seed}"
         begin = time.monotonic()
         driver = start(folder, output.name)
-        wait_until(lambda: find_workers(cluster.process.pid))
-        after_s = round(draw.uniform(0, SECONDS_OF_LABELING), 2)
+        wait_until(list_stages(cluster, output)[1 + seed % 2])
+        after_s = round(draw.uniform(0, SECONDS_OF_LABELING - 1), 2)
         time.sleep(after_s)
         workers = find_workers(cluster.process.pid)
         if workers:
@@ -135,9 +140,8 @@ def test_drivers_killed(cluster: Cluster, folder: Path, undisturbed: dict[str, b
     for seed in range(NUM_RUNS):
         draw, output = random.Random(1000 + seed), folder / f"driver{seed}"
         driver = start(folder, output.name)
-        # A quarter of the kills come while the run is planned and workers start, the others while they label.
-        wait_until(output.exists if seed % 4 == 0 else lambda: find_workers(cluster.process.pid))
-        after_s = round(draw.uniform(0, SECONDS_OF_LABELING), 2)
+        wait_until(list_stages(cluster, output)[min(2, seed % 4)])
+        after_s = round(draw.uniform(0, SECONDS_OF_LABELING - 1), 2)
         time.sleep(after_s)
         hit = driver.poll() is None
         driver.kill()

@@ -1,7 +1,9 @@
-"""Ultralytics' YOLO segmentation reader, without weights: ``check_ultralytics.py FOLDER``."""
+"""Ultralytics' YOLO segmentation reader, without weights, and its converter: ``check_ultralytics.py FOLDER``."""
 
 import os
 import sys
+import tempfile
+from pathlib import Path
 
 os.environ["YOLO_OFFLINE"] = "true"
 
@@ -9,6 +11,7 @@ import cv2
 import numpy as np
 import ultralytics
 from truth import Truth, say
+from ultralytics.data.converter import convert_coco
 from ultralytics.data.dataset import YOLODataset
 from ultralytics.data.utils import check_det_dataset
 
@@ -35,3 +38,15 @@ assert np.median(ious) > 0.93, np.median(ious)
 assert dataset[0]["masks"].shape[-2:] == (160, 160)
 words = f"{num_masks} masks, median IoU {np.median(ious):.3f}, lowest {min(ious):.3f}"
 say("yolo", f"ultralytics {ultralytics.__version__}", words)
+
+for form in ("polygon", "rle", "uncompressed"):
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "annotations"
+        source.mkdir()
+        (source / "all.json").write_bytes((truth.folder / f"coco_{form}.json").read_bytes())
+        convert_coco(str(source), save_dir=f"{folder}/converted", use_segments=True, cls91to80=False)
+        lines = [line for path in Path(folder, "converted").rglob("*.txt") for line in path.read_text().splitlines()]
+    num_masks = sum(len(line.split()) > 5 for line in lines)
+    # Of run lengths it takes the outer contours through pixel centres: holes are filled, and lines of pixels are lost.
+    assert num_masks == truth.num_masks if form == "polygon" else num_masks >= 0.97 * truth.num_masks, (form, num_masks)
+    say(f"coco {form}", f"ultralytics {ultralytics.__version__}", f"convert_coco: {num_masks} of {truth.num_masks} masks")

@@ -248,8 +248,7 @@ def convert_checkpoint(
                 files=files,
                 defaults=defaults or {},
             )
-            size = prompts_per_call or choose_call_size(folder, info)
-            info = info.model_copy(update={"prompts_per_call": size})
+            info = info.model_copy(update={"prompts_per_call": prompts_per_call or choose_call_size(folder, info)})
             (folder / MODEL_JSON).write_text(info.to_json(), encoding="utf-8")
             _publish(folder, output, keep_onnx=keep_onnx)
     except OSError as error:

@@ -357,7 +357,9 @@ def test_any_number_of_images_is_sorted_in_bounded_memory(monkeypatch: pytest.Mo
     assert [uri for batch in short for uri in batch["uri"].to_pylist()] == [ref.uri for ref in expected][:60]
 
 
-def test_kept_columns_stand_in_the_images_table(tmp_path: Path, model_folder: Path, run_jobs: Callable[..., Any]) -> None:
+def test_kept_columns_stand_in_the_images_table(
+    cluster: object, tmp_path: Path, model_folder: Path, run_jobs: Callable[..., Any]
+) -> None:
     """From a list to the table, beside the list's ids, and the run is whole."""
     for number in range(3):
         write_picture(tmp_path / "in" / f"{number}.png", seed=number)

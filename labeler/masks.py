@@ -100,7 +100,7 @@ def trace_masks(
     offset = stability_score_offset
     low, middle, high = (np.float32(mask_threshold + shift) for shift in (-offset, 0.0, offset))
     column_axis = (columns.weights.astype(np.float32), columns.stretches)
-    row_axis = (np.ascontiguousarray(rows.weights.T, np.float32), rows.first, rows.stretches)
+    row_axis = (np.ascontiguousarray(rows.weights.T, np.float32), rows.first)
 
     def trace(plane: Float32) -> tuple[UInt32, Int64, tuple[int, int]]:
         transposed = np.ascontiguousarray(plane.T)

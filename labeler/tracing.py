@@ -1,6 +1,9 @@
 """The compiled loops of ``labeler.masks``: logits to the edges of runs. Must not know frames, models or files.
 
 Edges are flat [start, end, start, end ...] positions of a mask's runs in an image that is read column by column.
+
+Loops over pixels are functions of their own over slices, without branches and without arrays to return: so numba compiles
+them to vector instructions. Pixels are taken in blocks, so that little is left over for the slow end of such a loop.
 """
 
 import numpy as np
@@ -11,6 +14,9 @@ from labeler.types import Bool, Float32, Int32, Int64, UInt8, UInt32
 TAPS = 3
 """Logits along an axis that one pixel draws on."""
 
+BLOCK = 16
+"""Pixels of a column that are decided together: AVX-512 computes with so many at once."""
+
 _ROUNDING_ULP = 8.0
 _UNCLEAR = np.uint8(4)
 
@@ -19,20 +25,17 @@ _UNCLEAR = np.uint8(4)
 def trace_mask(
     logits: Float32,
     columns: tuple[Float32, Int32],
-    rows: tuple[Float32, Int32, Int32],
+    rows: tuple[Float32, Int32],
     thresholds: tuple[np.float32, np.float32, np.float32],
     origin_xy: tuple[int, int],
     image_height: int,
 ) -> tuple[Int64, int, int]:
     """One mask, column of cells by column of cells; a cell is the pixels that draw on the same 3x3 logits.
 
-    The loops over pixels are their own functions over slices, without branches or arrays to return: so they are compiled
-    to vector instructions, which a scan that appends as it goes is not (five times slower where measured).
-
     Args:
         logits: (w, h), transposed so that a column lies in one piece.
-        columns: weights (W, 3) and stretches.
-        rows: weights (3, H), first logits and stretches.
+        columns: weights (W, 3), and stretches: pixels ``stretches[j]:stretches[j + 1]`` draw on the logits from j on.
+        rows: weights (3, H), and the first logit that each pixel draws on (H,).
         thresholds: low, middle and high.
 
     Returns:
@@ -40,35 +43,43 @@ def trace_mask(
         high and above the low threshold.
     """
     column_weights, column_stretches = columns
-    row_weights, row_first, row_stretches = rows
+    row_weights, row_first = rows
     margin = np.float32(np.abs(logits).max() * np.float32(_ROUNDING_ULP * 1.1920929e-07))
-    height = row_weights.shape[1]
-    codes, extremes = np.empty(len(row_stretches) - 1, np.uint8), np.empty((2, logits.shape[1]), np.float32)
-    segments = np.empty((len(row_stretches), 3), np.int64)
-    tall, above = np.empty((TAPS, height), np.float32), np.empty(height, np.bool_)
+    height = len(row_first)
+    num_blocks = (height + BLOCK - 1) // BLOCK
+    cells, blocks = np.empty(logits.shape[1] - TAPS + 1, np.uint8), np.empty(num_blocks, np.uint8)
+    extremes, segments = np.empty((2, logits.shape[1]), np.float32), np.empty((num_blocks, 3), np.int64)
+    # The last block may reach beyond the column: there is nan, which is above nothing.
+    tall, made = np.full((TAPS, num_blocks * BLOCK), np.float32(np.nan)), np.full((TAPS, num_blocks), -1)
+    above = np.empty(num_blocks * BLOCK, np.bool_)
     edges = np.empty(2 * height, np.int64)
     num_edges, num_high, num_low = 0, 0, 0
 
     for j in range(len(column_stretches) - 1):
         begin_x, end_x = column_stretches[j], column_stretches[j + 1]
-        if begin_x == end_x or not _judge_cells(logits[j : j + TAPS], thresholds, margin, extremes, codes):
+        if begin_x == end_x or not _judge_cells(logits[j : j + TAPS], thresholds, margin, extremes, cells):
             continue
-        num_segments, high_rows, low_rows = _find_segments(codes, row_stretches, segments)
+        _judge_blocks(cells, row_first, blocks)
+        num_segments, high_rows, low_rows = _find_segments(blocks, height, segments)
         num_high += high_rows * (end_x - begin_x)
         num_low += low_rows * (end_x - begin_x)
-        for begin, end, unclear in segments[:num_segments]:
-            for tap in range(TAPS if unclear else 0):
-                _enlarge(logits[j + tap], row_weights[:, begin:end], row_first[begin:end], tall[tap, begin:end])
+        for tap in range(TAPS):
+            slot = (j + tap) % TAPS
+            _enlarge(logits[j + tap], j + tap, row_weights, row_first, blocks, tall[slot], made[slot])
+        first, second, third = tall[j % TAPS], tall[(j + 1) % TAPS], tall[(j + 2) % TAPS]
         for x in range(begin_x, end_x if num_segments else begin_x):
             edges = _make_room(edges, num_edges, height + 2)
+            w0, w1, w2 = column_weights[x, 0], column_weights[x, 1], column_weights[x, 2]
             base = (origin_xy[0] + x) * image_height + origin_xy[1]
-            for begin, end, unclear in segments[:num_segments]:
-                if unclear:
-                    high, low = _compare(tall[:, begin:end], column_weights[x], thresholds, above[: end - begin])
-                    num_high, num_low = num_high + high, num_low + low
-                    num_edges = _append_runs(edges, num_edges, above[: end - begin], base + begin)
-                else:
+            for s in range(num_segments):
+                begin, end = segments[s, 0], segments[s, 1]
+                if not segments[s, 2]:
                     num_edges = append_run(edges, num_edges, base + begin, base + end)
+                    continue
+                part = slice(begin, end)
+                high, low = _compare(first[part], second[part], third[part], w0, w1, w2, thresholds, above[part])
+                num_high, num_low = num_high + high, num_low + low
+                num_edges = _append_runs(edges, num_edges, above[begin : min(end, height)], base + begin)
     return edges[:num_edges].copy(), num_high, num_low
 
 
@@ -104,52 +115,72 @@ def _judge_cells(
 
 
 @njit(cache=True, nogil=True)
-def _find_segments(codes: UInt8, stretches: Int32, segments: Int64) -> tuple[int, int, int]:
-    """What is to be done in one column of cells.
+def _judge_blocks(cells: UInt8, row_first: Int32, blocks: UInt8) -> None:
+    """A block has the code of its cells where they agree."""
+    last_row = len(row_first) - 1
+    for block in range(len(blocks)):
+        k = row_first[block * BLOCK]
+        code = cells[k]
+        for other in range(k + 1, row_first[min(block * BLOCK + BLOCK - 1, last_row)] + 1):
+            if cells[other] != code:
+                code = _UNCLEAR
+        blocks[block] = code
+
+
+@njit(cache=True, nogil=True)
+def _find_segments(blocks: UInt8, height: int, segments: Int64) -> tuple[int, int, int]:
+    """What is to be done in the columns of one column of cells.
 
     Fills ``segments`` with rows [begin, end, unclear]: unclear is 1 where the pixels need to be looked at, 0 where all
-    belong to the mask; those that don't are left out. Returns the number of segments and, of the cells that are clear, the
+    belong to the mask; those that don't are left out. Returns the number of segments and, of the blocks that are clear, the
     pixel rows above the high and above the low threshold.
     """
     count, high_rows, low_rows = 0, 0, 0
-    k = 0
-    while k < len(codes):
-        code, begin = codes[k], stretches[k]
-        while k < len(codes) and codes[k] == code:
-            k += 1
-        end = stretches[k]
-        if code == 0 or begin == end:
+    block = 0
+    while block < len(blocks):
+        code, begin = blocks[block], block * BLOCK
+        while block < len(blocks) and blocks[block] == code:
+            block += 1
+        end = block * BLOCK
+        if code == _UNCLEAR:
+            segments[count, 0], segments[count, 1], segments[count, 2] = begin, end, 1
+            count += 1
             continue
-        unclear = 1 if code == _UNCLEAR else 0
-        low_rows += 0 if unclear else end - begin
+        end = min(end, height)
+        low_rows += end - begin if code >= 1 else 0
         high_rows += end - begin if code == 3 else 0
-        if code == 1:
-            continue
-        if count and segments[count - 1, 1] == begin and segments[count - 1, 2] == unclear:
-            segments[count - 1, 1] = end
-        else:
-            segments[count, 0], segments[count, 1], segments[count, 2] = begin, end, unclear
+        if code >= 2:
+            segments[count, 0], segments[count, 1], segments[count, 2] = begin, end, 0
             count += 1
     return count, high_rows, low_rows
 
 
 @njit(cache=True, nogil=True)
-def _enlarge(column: Float32, weights: Float32, first: Int32, tall: Float32) -> None:
-    """One column of logits at the crop's resolution, weights (3, n)."""
+def _enlarge(column: Float32, j: int, weights: Float32, row_first: Int32, blocks: UInt8, tall: Float32, made: Int64) -> None:
+    """Column j of the logits at the crop's resolution, in the blocks that need it and don't have it yet."""
     w0, w1, w2 = weights[0], weights[1], weights[2]
-    for y in range(len(tall)):
-        k = first[y]
-        tall[y] = w0[y] * column[k] + w1[y] * column[k + 1] + w2[y] * column[k + 2]
+    for block in range(len(blocks)):
+        if blocks[block] != _UNCLEAR or made[block] == j:
+            continue
+        made[block] = j
+        for y in range(block * BLOCK, min(block * BLOCK + BLOCK, len(row_first))):
+            k = row_first[y]
+            tall[y] = w0[y] * column[k] + w1[y] * column[k + 1] + w2[y] * column[k + 2]
 
 
 @njit(cache=True, nogil=True)
 def _compare(
-    tall: Float32, weights: Float32, thresholds: tuple[np.float32, np.float32, np.float32], above: Bool
+    first: Float32,
+    second: Float32,
+    third: Float32,
+    w0: np.float32,
+    w1: np.float32,
+    w2: np.float32,
+    thresholds: tuple[np.float32, np.float32, np.float32],
+    above: Bool,
 ) -> tuple[int, int]:
-    """Pixels of one column, a mean of three tall ones (3, n): which lie above the middle, how many above high and low."""
+    """Pixels of one column, each a mean of three tall logits: which lie above the middle, how many above high and low."""
     low, middle, high = thresholds
-    w0, w1, w2 = weights[0], weights[1], weights[2]
-    first, second, third = tall[0], tall[1], tall[2]
     num_high, num_low = 0, 0
     for y in range(len(above)):
         value = w0 * first[y] + w1 * second[y] + w2 * third[y]

@@ -71,6 +71,12 @@ scale: $(VENV)/ready demo/model ## ten million keys, a hundred thousand shards, 
 	$(VENV)/bin/python benchmarks/many_shards.py
 	$(VENV)/bin/python benchmarks/against_plain.py demo/model
 
+.PHONY: bench
+bench: $(VENV)/ready demo/model ## full-size vit_b beside PyTorch: README's table of speeds (long)
+	$(VENV)/bin/python benchmarks/whole_generator.py --folder bench/vit_b
+	$(VENV)/bin/python benchmarks/after_decoder.py --model demo/model
+	$(VENV)/bin/python -m jobs bench --model bench/vit_b
+
 # ---- interop: every export read by its consumer's own loader, each in an environment of its own.
 # Needs the network for the packages, and for the page Debian's chromium (apt-get install chromium); without it those tests skip.
 INTEROP := .interop
@@ -112,4 +118,4 @@ interop-page: $(VENV)/ready
 interop: interop-here interop-page $(CONSUMERS:%=interop-%) ## every export read by its consumer's own loader (long, downloads)
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) $(DEMO_VENV) $(INTEROP) demo
+	rm -rf $(VENV) $(DEMO_VENV) $(INTEROP) demo bench

@@ -1,6 +1,6 @@
 """What follows the decoder, alone: logits to masks, filters, suppression, small regions, run lengths; ours and the reference's.
 
-    python benchmarks/after_decoder.py --model FOLDER --photo PHOTO [--masks 1000] [--reference-masks 96] [--threads 2]
+    python benchmarks/after_decoder.py --model FOLDER [--photo PHOTO] [--masks 1000] [--reference-masks 96] [--threads 2]
 
 The logits are a trained model's surest answers to a 32x32 grid on the photo, resized to 256x256 as vit_b's are, and fed to both
 programs in place of a decoder; every one of them passes the filters. The reference upsamples whole masks, so it gets fewer of
@@ -18,6 +18,7 @@ import numpy as np
 import openvino as ov
 import torch
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor, sam_model_registry
+from skimage import data
 
 from labeler.engine import Engine
 from labeler.generator import generate_masks
@@ -91,13 +92,13 @@ def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--photo", type=Path, required=True)
+    parser.add_argument("--photo", type=Path, help="without it one of scikit-image's, enlarged to 12 megapixels")
     parser.add_argument("--masks", type=int, default=1000)
     parser.add_argument("--reference-masks", type=int, default=96)
     parser.add_argument("--threads", type=int, default=2)
     flags = parser.parse_args()
     torch.set_num_threads(flags.threads)
-    pixels = decode_image(flags.photo.read_bytes()).pixels
+    pixels = decode_image(flags.photo.read_bytes()).pixels if flags.photo else enlarge_photo()
     print(
         f"{ov.Core().get_property('CPU', 'FULL_DEVICE_NAME')}, {flags.threads} threads, torch {torch.__version__}, "
         f"{pixels.shape[1]}x{pixels.shape[0]} pixels"
@@ -122,6 +123,11 @@ def main() -> None:
     reference_s = time.perf_counter() - start
     each_ms = 1e3 * reference_s / num_masks
     print(f"segment_anything  {num_masks:5d} masks {reference_s:8.2f} s {each_ms:8.2f} ms a mask ({count} kept)")
+
+
+def enlarge_photo() -> np.ndarray:
+    """4000x3000 pixels."""
+    return np.asarray(cv2.resize(data.coffee(), (4000, 3000), interpolation=cv2.INTER_CUBIC))
 
 
 def make_logits(folder: Path, pixels: np.ndarray, *, threads: int) -> tuple[np.ndarray, np.ndarray]:

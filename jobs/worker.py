@@ -18,8 +18,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from jobs.asking import complete_rows, read_prompts
 from jobs.events import Event, ImageDone, ImageStarted, ShardCommitted, WorkerInfo
 from jobs.labeling import ImageBytes, ImageLabeler, LabeledImage
@@ -29,7 +27,7 @@ from jobs.shards import call_with_retries, commit_shard, read_kept, tally_rows
 from jobs.sources import find_root
 from labeler import storage
 from labeler.errors import ImageError, LabelerError, ModelError, StorageError
-from labeler.generator import generate_masks
+from labeler.generator import warm_up
 from labeler.models import check_model, find_cache_folder, find_model, model_sha256, read_model_info
 from labeler.options import MaskOptions
 from labeler.predictor import Predictor
@@ -194,18 +192,17 @@ class ShardLabeler:
 
 
 def load_predictor(folder: Path, *, options: MaskOptions, threads: int, engine: str) -> Predictor:
-    """A model folder, compiled and warm on this machine: a first, gray image is labeled here, with few points.
+    """A model folder, compiled and warm on this machine.
 
     Workers of a node do this one after the other: the first compiles the model, the others find it in the node's cache.
     """
     info = read_model_info(folder)
     module, _, name = engine.partition(":")
     make_engine: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    few_points = options.model_copy(update={"points_per_side": 2, "point_grids": None, "crop_n_layers": 0})
     with _lock_cache() as cache_folder:
         made = make_engine(folder, info, threads=threads, precision=options.precision, cache_folder=cache_folder)
         predictor = Predictor(made, info)
-        generate_masks(np.full((64, 64, 3), 128, np.uint8), predictor=predictor, options=few_points)
+        warm_up(predictor, options)
     return predictor
 
 

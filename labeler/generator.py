@@ -65,6 +65,19 @@ def generate_masks(pixels: UInt8, *, predictor: Predictor, options: MaskOptions)
     return masks, StageSeconds(*(sum(stage) for stage in zip(*seconds, strict=True)))
 
 
+def warm_up(predictor: Predictor, options: MaskOptions) -> None:
+    """Compile, or take from the cache, all that labels an image: graphs and loops. The encoder is not run: it is slow."""
+    side = predictor.info.image_size
+    features = np.zeros(predictor.info.embedding_shape, np.float32)
+    embedding = Embedding(features=features, crop_xyxy=(0, 0, side, side), image_hw=(side, side), input_hw=(side, side))
+    points = np.full((2, 2), side / 2)
+    answers = predictor.predict(embedding, Prompts(points_xy=points[:, None], labels=np.ones((2, 1), np.int32)))
+    upsampling = predictor.plan_upsampling(embedding)
+    masks = _select_masks(answers, points, embedding, predictor=predictor, upsampling=upsampling, options=options)
+    if options.min_mask_region_area > 0:
+        _repair_masks(masks, options, threads=predictor.threads)
+
+
 def _label_crop(
     pixels: UInt8, crop: Crop, grid: Float64, *, predictor: Predictor, options: MaskOptions
 ) -> tuple[MaskSet, StageSeconds]:

@@ -19,7 +19,7 @@ from labeler.predictor import Prediction, Predictor
 from labeler.regions import measure_runs, remove_small_regions
 from labeler.types import Embedding, Float32, Float64, MaskSet, Prompts, StageSeconds, UInt8, UInt32, join_runs
 
-POINTS_PER_BATCH = 32
+POINTS_PER_BATCH = 128
 """Points whose logits are in memory at a time."""
 
 

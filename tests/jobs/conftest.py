@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import jobs.cli
 from jobs.worker import ShardLabeler
 
 sys.path.insert(0, str(Path(__file__).parent))  # So that tests and workers find "fakes" and "fake_engine" by name.
@@ -79,3 +80,21 @@ def cluster(cluster_of_two: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster
     for name, value in cluster_of_two.environment.items():
         monkeypatch.setenv(name, value)
     return cluster_of_two
+
+
+@pytest.fixture
+def growing_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A cluster whose head has one CPU and that nodes are added to and taken from."""
+    cluster = Cluster(head_cpus=1)
+    for name, value in cluster.environment.items():
+        monkeypatch.setenv(name, value)
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture
+def main(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
+    """The command line in this process, from an empty folder."""
+    monkeypatch.setattr(jobs.cli, "ENGINE", "fake_engine:DiscEngine")
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: jobs.cli.main([str(argument) for argument in arguments])

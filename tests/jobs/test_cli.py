@@ -9,17 +9,8 @@ from typing import Any
 import pytest
 from fakes import ROOT, label_arguments, make_model
 
-import jobs.cli
 from jobs.options import JobOptions, Selection
 from labeler.options import MaskOptions
-
-
-@pytest.fixture
-def main(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
-    """The command line in this process, from an empty folder."""
-    monkeypatch.setattr(jobs.cli, "ENGINE", "fake_engine:DiscEngine")
-    monkeypatch.chdir(tmp_path)
-    return lambda *arguments: jobs.cli.main([str(argument) for argument in arguments])
 
 
 @pytest.mark.parametrize(

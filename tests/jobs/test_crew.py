@@ -5,7 +5,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,6 @@ from jobs.options import JobOptions
 
 RunJobs = Callable[..., subprocess.CompletedProcess[str]]
 GIB = 2**30
-
-
-@pytest.fixture
-def small_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """A head of one CPU."""
-    cluster = Cluster(head_cpus=1)
-    for name, value in cluster.environment.items():
-        monkeypatch.setenv(name, value)
-    yield cluster
-    cluster.stop()
 
 
 @pytest.fixture
@@ -83,13 +73,13 @@ def test_max_workers_is_not_passed(cluster: Cluster, run_jobs: RunJobs, model_fo
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the worker in /proc")
-def test_a_node_that_can_not_load_the_model_is_left_out(small_cluster: Cluster, model_folder: Path, tmp_path: Path) -> None:
+def test_a_node_that_can_not_load_the_model_is_left_out(growing_cluster: Cluster, model_folder: Path, tmp_path: Path) -> None:
     """That is said, the others do its work, and a worker that dies is not replaced by one there."""
-    small_cluster.order("bad")
+    growing_cluster.order("bad")
     slow = make_slow(tmp_path / "slow", count=12)
     driver = start_jobs(*label_arguments(slow, tmp_path / "out", model_folder, "--images-per-shard", 2), cwd=tmp_path)
     wait_until(lambda: (tmp_path / "out" / "images" / "part-0000001.parquet").exists())
-    for worker in find_workers(small_cluster.process.pid):
+    for worker in find_workers(growing_cluster.process.pid):
         os.kill(worker, signal.SIGKILL)
     _, err = driver.communicate(timeout=150)
     assert driver.returncode == 0, err
@@ -98,14 +88,14 @@ def test_a_node_that_can_not_load_the_model_is_left_out(small_cluster: Cluster, 
     assert pd.read_parquet(tmp_path / "out" / "images")["status"].eq("ok").all()
 
 
-def test_where_no_node_has_room_that_is_said(small_cluster: Cluster, model_folder: Path, tmp_path: Path) -> None:
+def test_where_no_node_has_room_that_is_said(growing_cluster: Cluster, model_folder: Path, tmp_path: Path) -> None:
     """What a worker takes, what the nodes have; the job goes on as soon as one comes that is large enough."""
     slow = make_slow(tmp_path / "slow", count=2)
     common = label_arguments(slow, tmp_path / "out", model_folder)
     driver = start_jobs(*common[:-1], 3, cwd=tmp_path)  # The last option is --cpus-per-worker.
     wait_until(lambda: (tmp_path / "out" / "run.json").exists())
     time.sleep(3)
-    small_cluster.order("add 4")
+    growing_cluster.order("add 4")
     _, err = driver.communicate(timeout=150)
     assert driver.returncode == 0, err
     assert re.search(r"no node has room for a worker, which takes 3 CPUs and 0\.\d GiB; nodes: \S+ 1 CPUs and 8\.0 GiB;", err)

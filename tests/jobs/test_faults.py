@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import fake_engine
@@ -32,16 +32,6 @@ from jobs.lease import LeaseHolder
 RunJobs = Callable[..., subprocess.CompletedProcess[str]]
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes in /proc")
-
-
-@pytest.fixture
-def growing_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """A cluster whose head has one CPU and that nodes are added to and taken from."""
-    cluster = Cluster(head_cpus=1)
-    for name, value in cluster.environment.items():
-        monkeypatch.setenv(name, value)
-    yield cluster
-    cluster.stop()
 
 
 def has_parts(output: Path, count: int) -> Callable[[], bool]:

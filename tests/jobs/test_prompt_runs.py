@@ -16,7 +16,6 @@ from fakes import find_workers, make_slow, start_jobs, wait_until, write_picture
 from PIL import Image as PillowImage
 from prompt_fakes import label_prompts, load, write_prompts
 
-import jobs.cli
 from jobs.events import ImageDone
 from jobs.plan import read_run
 from jobs.verify import find_faults
@@ -162,14 +161,6 @@ def test_verify_finds_what_is_wrong_with_prompts(photos: Path, model_folder: Pat
     plan = output / "prompts_plan" / "part-0000000.parquet"
     plan.write_bytes(plan.read_bytes() + b" ")
     assert any("prompts_plan" in fault for fault in list_faults(output))
-
-
-@pytest.fixture
-def main(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
-    """The command line in this process, from an empty folder."""
-    monkeypatch.setattr(jobs.cli, "ENGINE", "fake_engine:DiscEngine")
-    monkeypatch.chdir(tmp_path)
-    return lambda *arguments: jobs.cli.main([str(argument) for argument in arguments])
 
 
 @pytest.mark.parametrize(

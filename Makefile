@@ -52,7 +52,7 @@ lint: $(VENV)/ready ## ruff and mypy
 	$(VENV)/bin/mypy
 
 test: lint ## what CI runs: lint, types and the tests
-	$(VENV)/bin/python -m pytest -m 'not parity and not soak' --durations 20
+	$(VENV)/bin/python -m pytest -m 'not parity and not soak' -n 2 --dist loadfile --durations 20
 
 format: $(VENV)/ready ## let ruff write
 	$(VENV)/bin/ruff check --fix .

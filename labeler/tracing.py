@@ -9,13 +9,16 @@ them to vector instructions. Pixels are taken in blocks, so that little is left 
 import numpy as np
 from numba import njit
 
-from labeler.types import Bool, Float32, Int32, Int64, UInt8, UInt32
+from labeler.types import Float32, Int32, Int64, UInt8, UInt32, UInt64
 
 TAPS = 3
 """Logits along an axis that one pixel draws on."""
 
 BLOCK = 16
 """Pixels of a column that are decided together: AVX-512 computes with so many at once."""
+
+WORD = 8
+"""Pixels that are looked at together where runs are sought: a byte each of 64 bits."""
 
 _ROUNDING_ULP = 8.0
 _UNCLEAR = np.uint8(4)
@@ -51,7 +54,8 @@ def trace_mask(
     extremes, segments = np.empty((2, logits.shape[1]), np.float32), np.empty((num_blocks, 3), np.int64)
     # The last block may reach beyond the column: there is nan, which is above nothing.
     tall, made = np.full((TAPS, num_blocks * BLOCK), np.float32(np.nan)), np.full((TAPS, num_blocks), -1)
-    above = np.empty(num_blocks * BLOCK, np.bool_)
+    above = np.empty(num_blocks * BLOCK, np.uint8)
+    words = above.view(np.uint64)
     edges = np.empty(2 * height, np.int64)
     num_edges, num_high, num_low = 0, 0, 0
 
@@ -79,7 +83,7 @@ def trace_mask(
                 part = slice(begin, end)
                 high, low = _compare(first[part], second[part], third[part], w0, w1, w2, thresholds, above[part])
                 num_high, num_low = num_high + high, num_low + low
-                num_edges = _append_runs(edges, num_edges, above[begin : min(end, height)], base + begin)
+                num_edges = _append_runs(edges, num_edges, above[part], words[begin // WORD : end // WORD], base + begin)
     return edges[:num_edges].copy(), num_high, num_low
 
 
@@ -177,7 +181,7 @@ def _compare(
     w1: np.float32,
     w2: np.float32,
     thresholds: tuple[np.float32, np.float32, np.float32],
-    above: Bool,
+    above: UInt8,
 ) -> tuple[int, int]:
     """Pixels of one column, each a mean of three tall logits: which lie above the middle, how many above high and low."""
     low, middle, high = thresholds
@@ -191,17 +195,23 @@ def _compare(
 
 
 @njit(cache=True, nogil=True)
-def _append_runs(edges: Int64, num_edges: int, above: Bool, base: int) -> int:
-    """Append the runs of a piece of a column that begins at position ``base``."""
-    inside = False
-    for y in range(len(above)):
-        if above[y] != inside:
-            inside = not inside
+def _append_runs(edges: Int64, num_edges: int, above: UInt8, words: UInt64, base: int) -> int:
+    """Append the runs of a piece of a column that begins at position ``base``; ``words`` is the same memory, 8 pixels each."""
+    none, every = np.uint64(0), np.uint64(0x0101010101010101)
+    inside, goes_on = np.uint8(0), none
+    for w in range(len(words)):
+        if words[w] == goes_on:
+            continue
+        for y in range(w * WORD, w * WORD + WORD):
+            if above[y] == inside:
+                continue
+            inside = above[y]
             if inside and num_edges and edges[num_edges - 1] == base + y:
                 num_edges -= 1  # The last run goes on.
             else:
                 edges[num_edges] = base + y
                 num_edges += 1
+        goes_on = every if inside else none
     if inside:
         edges[num_edges] = base + len(above)
         num_edges += 1

@@ -48,6 +48,14 @@ def make_sam(*, depth: int = 3, score: float = 1.0) -> Any:
     return sam
 
 
+def compute_in_double(sam: Any) -> None:
+    """All but where a place is encoded: segment-anything makes that in f32 whatever the weights are."""
+    places = sam.prompt_encoder.get_dense_pe().double()
+    sam.double()
+    sam.prompt_encoder.pe_layer.float()
+    sam.prompt_encoder.get_dense_pe = lambda: places
+
+
 def make_prompts(sam: Any, *, num_prompts: int, num_points: int) -> tuple[Any, ...]:
     """Features, points and labels; every label there is, the last one padding."""
     generator = torch.Generator().manual_seed(num_points)
@@ -112,13 +120,17 @@ def assert_same(given: tuple[Any, Any], expected: tuple[Any, Any], *, tolerance:
 @pytest.mark.parametrize("with_mask", [False, True], ids=["", "with masks"])
 @pytest.mark.parametrize("num_points", [1, 2, 7, 64])
 def test_stages_give_the_plain_decoders_numbers(num_points: int, with_mask: bool, depth: int) -> None:
-    """For any number of points, blocks and with mask prompts: logits and IoU within 1e-5 of their spread."""
+    """For any number of points, blocks and with mask prompts: the same numbers, in f64 (but for the f32 places of points)."""
     sam = make_sam(depth=depth)
+    compute_in_double(sam)
     features, points, labels = make_prompts(sam, num_prompts=3, num_points=num_points)
-    masks = 4 * torch.randn(3, 1, *sam.prompt_encoder.mask_input_size) if with_mask else None
+    features = features.double()
+    generator = torch.Generator().manual_seed(depth)
+    size = sam.prompt_encoder.mask_input_size
+    masks = 4 * torch.randn(3, 1, *size, generator=generator, dtype=torch.float64) if with_mask else None
     with torch.no_grad():
         expected = MaskPredictor(sam)(features, points, labels, masks)
-        assert_same(run_stages(sam, features, points, labels, masks), expected, tolerance=1e-5)
+        assert_same(run_stages(sam, features, points, labels, masks), expected, tolerance=1e-6)
 
 
 def test_extreme_scores_neither_overflow_nor_vanish() -> None:

@@ -61,6 +61,8 @@ class LogitsPredictor:
             for inner, outer in zip(embedding.input_hw, embedding.image_hw, strict=True)
         )
 
+    trace = Predictor.trace
+
     def predict(self, _embedding: Embedding, prompts: Prompts, **_unused: Any) -> Prediction:
         """The next ones."""
         part = slice(self._begin, self._begin + len(prompts.labels))

@@ -12,7 +12,7 @@ Must not know what raised them: each seam translates its library's own exception
 Every class survives pickling, because errors travel between processes.
 """
 
-from typing import Literal, get_args
+from typing import Generic, Literal, TypeVar, get_args
 
 ErrorKind = Literal[
     "missing",
@@ -59,35 +59,29 @@ class ModelError(LabelerError):
     """The model can't be read, compiled or run on this machine."""
 
 
-class ImageError(LabelerError):
-    """This image can't be read or labeled.
+_Kind = TypeVar("_Kind", bound=str)
+
+
+class _OneError(LabelerError, Generic[_Kind]):
+    """What keeps one image or one prompt from its masks: it stands in a row of its table, nothing stops.
 
     Args:
-        kind: one of ``ERROR_KINDS``; stands in the images table.
-        reason: one sentence for a person, without the file's name (the row has it).
+        kind: why, out of a closed list.
+        reason: one sentence for a person, without the file's name or the prompt's id (the row has it).
     """
 
-    def __init__(self, kind: ErrorKind, reason: str) -> None:
+    def __init__(self, kind: _Kind, reason: str) -> None:
         super().__init__(kind, reason)
-        self.kind: ErrorKind = kind
+        self.kind: _Kind = kind
         self.reason = reason
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.reason}"
 
 
-class PromptError(LabelerError):
-    """This prompt can't be asked, or its answer is no mask.
+class ImageError(_OneError[ErrorKind]):
+    """This image can't be read or labeled."""
 
-    Args:
-        kind: one of ``PromptFault``; stands in the prompts table.
-        reason: one sentence for a person, without the prompt's id (the row has it).
-    """
 
-    def __init__(self, kind: PromptFault, reason: str) -> None:
-        super().__init__(kind, reason)
-        self.kind: PromptFault = kind
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f"{self.kind}: {self.reason}"
+class PromptError(_OneError[PromptFault]):
+    """This prompt can't be asked, or its answer is no mask."""

@@ -13,14 +13,14 @@ import numpy as np
 
 from labeler.adaptive import lie_well_inside, plan_rounds
 from labeler.geometry import Crop, boxes_touch_crop_edge, keep_best_boxes, make_crops, make_layer_grids
-from labeler.masks import Upsampling, trace_masks
+from labeler.masks import Upsampling
 from labeler.options import MaskOptions
 from labeler.predictor import Prediction, Predictor
 from labeler.regions import measure_runs, remove_small_regions
 from labeler.types import Embedding, Float32, Float64, MaskSet, Prompts, StageSeconds, UInt8, UInt32, join_runs
 
-POINTS_PER_BATCH = 128
-"""Points whose logits are in memory at a time."""
+POINTS_A_THREAD = 32
+"""Points whose logits are in memory at a time, for each thread: all together no thread waits long for the others."""
 
 
 def generate_masks(pixels: UInt8, *, predictor: Predictor, options: MaskOptions) -> tuple[MaskSet, StageSeconds]:
@@ -98,7 +98,7 @@ def _label_crop(
             reach_xy = np.array(embedding.crop_hw[::-1]) / np.sqrt(len(grid))
             asked = asked[~lie_well_inside(points[asked] + crop.box_xyxy[:2], before, reach_xy=reach_xy)]
         post_s += perf_counter() - start
-        for batch in _batch(points[asked], POINTS_PER_BATCH):
+        for batch in _batch(points[asked], POINTS_A_THREAD * predictor.threads):
             start = perf_counter()
             prediction = predictor.predict(
                 embedding,
@@ -140,27 +140,13 @@ def _select_masks(
         logits, predicted_iou, points = logits[sure], predicted_iou[sure], points[sure]
 
     # Threshold at the image's resolution.
-    traced = trace_masks(
+    masks = predictor.trace(
         logits,
-        rows=upsampling[0],
-        columns=upsampling[1],
-        crop_xyxy=embedding.crop_xyxy,
-        image_hw=embedding.image_hw,
-        mask_threshold=predictor.info.mask_threshold,
-        stability_score_offset=options.stability_score_offset,
-        threads=predictor.threads,
-    )
-    x0, y0 = embedding.crop_xyxy[:2]
-    masks = MaskSet(
-        image_hw=embedding.image_hw,
-        run_lengths=traced.run_lengths,
-        run_offsets=traced.run_offsets,
-        boxes_xyxy=traced.boxes_xyxy,
-        areas=traced.areas,
         predicted_iou=predicted_iou,
-        stability_score=traced.stability_score,
-        points_xy=points + np.array([x0, y0]),
-        crop_boxes_xyxy=np.tile(np.array(embedding.crop_xyxy, np.int64), (len(points), 1)),
+        points_xy=points + np.array(embedding.crop_xyxy[:2]),
+        embedding=embedding,
+        upsampling=upsampling,
+        stability_score_offset=options.stability_score_offset,
     )
 
     # Filter by stability, size, and boxes that the crop cut off.

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from labeler.errors import ModelError
+from labeler.heads import split_heads
 from labeler.stages import ImageSide, IouStage, MaskStage, PromptStage, embed_points
 from labeler.types import Float32
 
@@ -179,7 +180,7 @@ def _describe_graph(sam: Sam, graph: str) -> tuple[nn.Module, dict[str, Tensor],
     mask_logits = torch.zeros(1 if graph == "image_side_mask" else 3, 1, 4 * height, 4 * width)
     size = sam.image_encoder.img_size
     modules: dict[str, tuple[Callable[[Sam], nn.Module], dict[str, Tensor], tuple[str, ...]]] = {
-        "encoder": (lambda sam: sam.image_encoder, {"pixels": torch.zeros(1, 3, size, size)}, ("features",)),
+        "encoder": (lambda sam: split_heads(sam.image_encoder), {"pixels": torch.zeros(1, 3, size, size)}, ("features",)),
         "image_side": (ImageSide, features, _SHARED),
         "image_side_mask": (ImageSide, {**features, "mask_logits": mask_logits}, _SHARED),
         "prompts": (

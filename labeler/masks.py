@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from labeler.tracing import TAPS, edges_to_runs, measure_edges, trace_mask
-from labeler.types import Box, Float32, Float64, Int32, Int64, Size, UInt32, join_runs
+from labeler.types import Box, Float32, Float64, Int32, Int64, MaskSet, Size, UInt32, join_runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,20 +63,11 @@ def upsample_logits(logits: Float32, *, rows: Upsampling, columns: Upsampling) -
     return wide
 
 
-@dataclass(frozen=True, slots=True)
-class TracedMasks:
-    """M masks in the image's frame; columns as in ``types.MaskSet``. Stability is nan where both counts are 0."""
-
-    run_lengths: UInt32
-    run_offsets: Int64
-    boxes_xyxy: Int64
-    areas: Int64
-    stability_score: Float32
-
-
 def trace_masks(
     logits: Float32,
     *,
+    predicted_iou: Float32,
+    points_xy: Float64,
     rows: Upsampling,
     columns: Upsampling,
     crop_xyxy: Box,
@@ -84,15 +75,17 @@ def trace_masks(
     mask_threshold: float,
     stability_score_offset: float,
     threads: int = 1,
-) -> TracedMasks:
+) -> MaskSet:
     """Threshold logits at the image's resolution and trace each mask.
 
     A pixel belongs to the mask where its logit is greater than the threshold. Stability is the count of pixels above
-    threshold + offset over that above threshold - offset. Boxes of empty masks are zeros.
+    threshold + offset over that above threshold - offset, nan where both are 0. Boxes of empty masks are zeros.
 
     Args:
         logits: (M, h, w) float32, low resolution, for the whole padded input of a crop.
-        rows, columns: how the crop's pixels are made of them.
+        predicted_iou: (M,), as it is to stand in the result.
+        points_xy: (M, 2), likewise: the point that asked for each, in the image.
+        rows, columns: how the crop's pixels are made of logits.
         crop_xyxy: where the crop lies in the image, half-open.
         image_hw: the frame of the result.
         threads: how many masks are traced at a time; changes no value.
@@ -117,12 +110,16 @@ def trace_masks(
     run_lengths, run_offsets = join_runs(runs)
     with np.errstate(invalid="ignore", divide="ignore"):
         stability = counts[:, 0] / counts[:, 1]
-    return TracedMasks(
+    return MaskSet(
+        image_hw=image_hw,
         run_lengths=run_lengths,
         run_offsets=run_offsets,
         boxes_xyxy=facts[:, 1:],
         areas=facts[:, 0],
+        predicted_iou=predicted_iou,
         stability_score=stability,
+        points_xy=points_xy,
+        crop_boxes_xyxy=np.tile(np.array(crop_xyxy, np.int64), (len(facts), 1)),
     )
 
 

@@ -11,12 +11,11 @@ from time import perf_counter
 import numpy as np
 
 from labeler.errors import PromptError
-from labeler.generator import POINTS_PER_BATCH
-from labeler.masks import Upsampling, trace_masks
+from labeler.generator import POINTS_A_THREAD
 from labeler.options import MaskOptions, PromptOptions
-from labeler.predictor import MAX_POINTS, Prediction, Predictor
+from labeler.predictor import MAX_POINTS, Predictor
 from labeler.prompts import Prompt, fit_prompt
-from labeler.types import Embedding, Image, Int64, MaskSet, Prompts, StageSeconds
+from labeler.types import Image, Int64, MaskSet, Prompts, StageSeconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +59,22 @@ def answer_prompts(
     encode_s = perf_counter() - start
 
     found, places, predict_s, post_s = [], [], 0.0, 0.0
-    for batch in _batch(asked):
+    for batch in _batch(asked, POINTS_A_THREAD * predictor.threads):
         start = perf_counter()
         best_of_three = prompt_options.prompt_masks == "best" and _is_single_point(asked[batch[0]])
         prediction = predictor.predict(embedding, _to_columns([asked[i] for i in batch]), multimask=best_of_three)
         predicted = perf_counter()
-        found.append(_trace_best(prediction, embedding, upsampling, predictor.info.mask_threshold, options))
+        # Of each prompt's answers the one of highest predicted IoU.
+        best = np.arange(len(batch)), prediction.predicted_iou.argmax(axis=1)
+        masks = predictor.trace(
+            prediction.logits[best],
+            predicted_iou=prediction.predicted_iou[best],
+            points_xy=np.full((len(batch), 2), np.nan),  # A prompt may have many; the prompts table holds them.
+            embedding=embedding,
+            upsampling=upsampling,
+            stability_score_offset=options.stability_score_offset,
+        )
+        found.append(masks)
         places += batch
         predict_s += predicted - start
         post_s += perf_counter() - predicted
@@ -96,7 +105,7 @@ def _fit_prompts(
     return asked, errors
 
 
-def _batch(asked: Mapping[int, Prompt]) -> Iterator[list[int]]:
+def _batch(asked: Mapping[int, Prompt], size: int) -> Iterator[list[int]]:
     """Places of prompts of the same shape: with a box or without, and as many points. A call's arrays have one shape, and
     padding points up would change the answer: SAM sees every point, also one that says nothing.
     """
@@ -104,8 +113,8 @@ def _batch(asked: Mapping[int, Prompt]) -> Iterator[list[int]]:
     for place, prompt in asked.items():
         groups.setdefault((prompt.box_xyxy is not None, len(prompt.points_xy)), []).append(place)
     for _, places in sorted(groups.items()):
-        for begin in range(0, len(places), POINTS_PER_BATCH):
-            yield places[begin : begin + POINTS_PER_BATCH]
+        for begin in range(0, len(places), size):
+            yield places[begin : begin + size]
 
 
 def _is_single_point(prompt: Prompt) -> bool:
@@ -118,36 +127,4 @@ def _to_columns(prompts: Sequence[Prompt]) -> Prompts:
         points_xy=np.array([prompt.points_xy for prompt in prompts], np.float64).reshape(len(prompts), -1, 2),
         labels=np.array([prompt.point_labels for prompt in prompts], np.int32).reshape(len(prompts), -1),
         boxes_xyxy=None if boxes[0] is None else np.array(boxes, np.float64),
-    )
-
-
-def _trace_best(
-    prediction: Prediction,
-    embedding: Embedding,
-    upsampling: tuple[Upsampling, Upsampling],
-    mask_threshold: float,
-    options: MaskOptions,
-) -> MaskSet:
-    """Of each prompt's answers the one of highest predicted IoU, at the image's resolution; it may be empty."""
-    count = len(prediction.predicted_iou)
-    best = np.arange(count), prediction.predicted_iou.argmax(axis=1)
-    traced = trace_masks(
-        prediction.logits[best],
-        rows=upsampling[0],
-        columns=upsampling[1],
-        crop_xyxy=embedding.crop_xyxy,
-        image_hw=embedding.image_hw,
-        mask_threshold=mask_threshold,
-        stability_score_offset=options.stability_score_offset,
-    )
-    return MaskSet(
-        image_hw=embedding.image_hw,
-        run_lengths=traced.run_lengths,
-        run_offsets=traced.run_offsets,
-        boxes_xyxy=traced.boxes_xyxy,
-        areas=traced.areas,
-        predicted_iou=prediction.predicted_iou[best],
-        stability_score=traced.stability_score,
-        points_xy=np.full((count, 2), np.nan),  # A prompt may have any number of points; the prompts table holds them.
-        crop_boxes_xyxy=np.tile(np.array(embedding.crop_xyxy, np.int64), (count, 1)),
     )

@@ -40,6 +40,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ),
     (
         "labeler.encoders",
+        "labeler.heads",
         "labeler.stages",
         "labeler.graphs",
         "labeler.prompts",
@@ -136,8 +137,8 @@ HEAVY: dict[str, set[str]] = {
     },
     "pycocotools": {"labeler.rle"},
     "ray": {"jobs.cluster", "jobs.crew", "jobs.run"},
-    "segment_anything": {"labeler.convert", "labeler.graphs", "labeler.stages", "labeler.encoders"},
-    "torch": {"labeler.convert", "labeler.graphs", "labeler.stages", "labeler.encoders"},
+    "segment_anything": {"labeler.convert", "labeler.graphs", "labeler.heads", "labeler.stages", "labeler.encoders"},
+    "torch": {"labeler.convert", "labeler.graphs", "labeler.heads", "labeler.stages", "labeler.encoders"},
     "torchvision": set(),
 }
 

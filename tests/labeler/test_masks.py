@@ -19,6 +19,11 @@ def axes(crop_hw: tuple[int, int], low: int = SIDE // 4) -> dict[str, masks.Upsa
     }
 
 
+def facts(count: int) -> dict[str, np.ndarray]:
+    """What passes through."""
+    return {"predicted_iou": np.ones(count, np.float32), "points_xy": np.zeros((count, 2))}
+
+
 def upsample_as_the_reference(logits: np.ndarray, crop_hw: tuple[int, int], dtype: torch.dtype) -> np.ndarray:
     """Sam.postprocess_masks."""
     input_hw = fit_in_square(crop_hw, side=SIDE)
@@ -57,6 +62,7 @@ def test_traced_masks_are_the_upsampled_and_thresholded_ones(kind: str, crop_hw:
     tolerance = 1e-5 * np.abs(logits).max()
     traced = masks.trace_masks(
         logits,
+        **facts(len(logits)),
         **axes(crop_hw),
         crop_xyxy=(0, 0, crop_hw[1], crop_hw[0]),
         image_hw=crop_hw,
@@ -84,6 +90,7 @@ def test_constant_planes_compare_strictly_greater(constant: float) -> None:
     plane = np.full((1, SIDE // 4, SIDE // 4), constant, np.float32)
     traced = masks.trace_masks(
         plane,
+        **facts(1),
         **axes((50, 70)),
         crop_xyxy=(0, 0, 70, 50),
         image_hw=(50, 70),
@@ -108,6 +115,7 @@ def test_a_crop_is_traced_into_the_image(crop_xyxy: tuple[int, int, int, int]) -
     logits = adversarial_logits()["smooth"].astype(np.float32)
     traced = masks.trace_masks(
         logits,
+        **facts(len(logits)),
         **axes(crop_hw),
         crop_xyxy=crop_xyxy,
         image_hw=image_hw,

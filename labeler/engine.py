@@ -37,6 +37,9 @@ _INNER_PORTS = {"image", "first_keys", "first_values", "first_queries", "mask_to
 _STAGES = {"prompts", "masks"}
 """Graphs of many small products, which OpenVINO's fused attention (Snippets) makes slower, by a fifth where measured."""
 
+_NUM_MASKS = 4
+"""Answers to a prompt: the single mask and the three."""
+
 _Requests = SimpleQueue[ov.InferRequest]
 """The idle requests of a compiled graph; as many as may run at once."""
 
@@ -51,7 +54,7 @@ class Answers:
     Attributes:
         predicted_iou: (P, 4) float32.
         rows: (M,) int64, the prompts whose masks were wanted, in order.
-        logits: (M, 4, 4h, 4w) float32, theirs, the single mask first and then the three.
+        logits: (P, 4, 4h, 4w) float32, the single mask first and then the three; of other prompts than ``rows`` undefined.
     """
 
     predicted_iou: Float32
@@ -113,7 +116,7 @@ class Engine:
     def encode(self, pixels: Float32) -> Float32:
         """(1, 3, S, S) normalised and padded pixels -> (1, C, h, w) features."""
         with self._run(self._find_graph("encoder"), {"pixels": pixels}) as answer:
-            return _copy(answer["features"])
+            return np.array(answer["features"].data, np.float32)  # A copy: the tensor's memory is the next call's.
 
     def predict(
         self,
@@ -138,50 +141,53 @@ class Engine:
         """
         size = prompts_per_call or self._info.prompts_per_call
         wanted = wanted or (lambda iou: np.ones(len(iou), np.bool_))
+        count, (_, _, height, width) = len(labels), self._info.embedding_shape
+        iou, chosen = np.empty((count, _NUM_MASKS), np.float32), np.empty(count, np.bool_)
+        # Memory that is not written to costs nothing: no need to know first how many will be wanted.
+        logits = np.empty((count, _NUM_MASKS, 4 * height, 4 * width), np.float32)
         if mask_logits is not None:
             # Under each mask the image looks different: one prompt after the other.
-            parts = []
-            for i in range(len(labels)):
-                inputs = {"features": features, "mask_logits": mask_logits[i : i + 1]}
+            for i in range(count):
+                one = slice(i, i + 1)
+                inputs = {"features": features, "mask_logits": mask_logits[one]}
                 with self._run(self._find_graph("image_side_mask"), inputs) as shared:
-                    parts += self._answer(shared, points[i : i + 1], labels[i : i + 1], wanted, size)
+                    self._answer(shared, points[one], labels[one], wanted, size, (iou[one], chosen[one], logits[one]))
         else:
             with self._run(self._find_graph("image_side"), {"features": features}) as shared:
-                parts = self._answer(shared, points, labels, wanted, size)
-        iou = np.concatenate([part[0] for part in parts])
-        _, _, height, width = self._info.embedding_shape
-        none = np.zeros((0, iou.shape[1], 4 * height, 4 * width), np.float32)
-        return Answers(
-            predicted_iou=iou,
-            rows=np.flatnonzero(np.concatenate([part[1] for part in parts])).astype(np.int64),
-            logits=np.concatenate([none, *(logits for part in parts for logits in part[2])]),
-        )
+                self._answer(shared, points, labels, wanted, size, (iou, chosen, logits))
+        return Answers(predicted_iou=iou, rows=np.flatnonzero(chosen).astype(np.int64), logits=logits)
 
     def _answer(
-        self, shared: _Tensors, points: Float32, labels: Int32, wanted: Callable[[Float32], Bool], size: int
-    ) -> list[tuple[Float32, Bool, list[Float32]]]:
-        """Predicted IoU, whether wanted, and the wanted logits, for one call's prompts after the other."""
+        self,
+        shared: _Tensors,
+        points: Float32,
+        labels: Int32,
+        wanted: Callable[[Float32], Bool],
+        size: int,
+        answers: tuple[Float32, Bool, Float32],
+    ) -> None:
+        """Fill in predicted IoU, whether wanted, and the wanted logits, some prompts a call."""
+        iou, chosen, logits = answers
         num_prompts, num_points = labels.shape
         size, streams = (1, 1) if num_prompts == 1 else (size, self.threads)
         prompts = self._find_graph("prompts", num_prompts=size, num_points=num_points, streams=streams)
         iou_head = self._find_graph("iou_head", num_prompts=size, streams=streams)
         masks = self._find_graph("masks", streams=streams)
 
-        def answer(begin: int) -> tuple[Float32, Bool, list[Float32]]:
+        def answer(begin: int) -> None:
             part = slice(begin, min(begin + size, num_prompts))
             inputs = shared | {"points": _pad(points[part], size), "labels": _pad(labels[part], size)}
             with self._run(prompts, inputs) as state:
                 with self._run(iou_head, {"iou_token": state["iou_token"]}) as answered:
-                    iou = _copy(answered["iou"])[: part.stop - begin]
-                chosen = wanted(iou)
-                logits = []
-                for i in map(int, np.flatnonzero(chosen)):
+                    iou[part] = answered["iou"].data[: part.stop - begin]
+                chosen[part] = wanted(iou[part])
+                for i in map(int, np.flatnonzero(chosen[part])):
                     with self._run(masks, {name: _take(state[name], i) for name in ("mask_tokens", "seen_image")}) as drawn:
-                        logits.append(_copy(drawn["logits"]))
-            return iou, chosen, logits
+                        logits[begin + i] = drawn["logits"].data[0]
 
         with ThreadPoolExecutor(streams) as pool:
-            return list(pool.map(answer, range(0, num_prompts, size)))
+            for _ in pool.map(answer, range(0, num_prompts, size)):
+                pass  # An error in a thread is raised here.
 
     def _find_graph(self, name: str, *, num_prompts: int = 0, num_points: int = 0, streams: int = 1) -> _Requests:
         """A graph compiled for so many prompts of so many points (0: it has no such sides)."""
@@ -234,11 +240,6 @@ class Engine:
             yield {port.any_name: request.get_tensor(port) for port in request.model_outputs}
         finally:
             requests.put(request)
-
-
-def _copy(tensor: ov.Tensor) -> Float32:
-    """An output as an array of its own: the tensor's memory is the next call's."""
-    return np.array(tensor.data, np.float32)
 
 
 def _take(tensor: ov.Tensor, row: int) -> ov.Tensor:

@@ -129,21 +129,18 @@ def _select_masks(
     options: MaskOptions,
 ) -> MaskSet:
     """The answers to a batch of points that pass every filter which looks at one mask alone."""
-    num_masks = prediction.predicted_iou.shape[1]
-    logits = prediction.logits.reshape(-1, *prediction.logits.shape[2:])
-    predicted_iou = prediction.predicted_iou[prediction.rows].reshape(-1)
-    points = points_in_crop[prediction.rows].repeat(num_masks, axis=0)
-
     # Filter by predicted IoU, first: it needs no pixel, and prompts without one sure mask have no logits to begin with.
+    wanted = np.zeros(prediction.predicted_iou.shape, np.bool_)
+    wanted[prediction.rows] = True
     if options.pred_iou_thresh > 0:
-        sure = predicted_iou > np.float32(options.pred_iou_thresh)
-        logits, predicted_iou, points = logits[sure], predicted_iou[sure], points[sure]
+        wanted &= prediction.predicted_iou > np.float32(options.pred_iou_thresh)
+    prompts, answers = np.nonzero(wanted)
 
     # Threshold at the image's resolution.
     masks = predictor.trace(
-        logits,
-        predicted_iou=predicted_iou,
-        points_xy=points + np.array(embedding.crop_xyxy[:2]),
+        [prediction.logits[place] for place in zip(prompts, answers, strict=True)],
+        predicted_iou=prediction.predicted_iou[wanted],
+        points_xy=points_in_crop[prompts] + np.array(embedding.crop_xyxy[:2]),
         embedding=embedding,
         upsampling=upsampling,
         stability_score_offset=options.stability_score_offset,

@@ -8,6 +8,7 @@ its border, and no mask ever exists as floats at image size. The loops stand in 
 options or files.
 """
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -64,7 +65,7 @@ def upsample_logits(logits: Float32, *, rows: Upsampling, columns: Upsampling) -
 
 
 def trace_masks(
-    logits: Float32,
+    logits: Float32 | Sequence[Float32],
     *,
     predicted_iou: Float32,
     points_xy: Float64,
@@ -82,7 +83,7 @@ def trace_masks(
     threshold + offset over that above threshold - offset, nan where both are 0. Boxes of empty masks are zeros.
 
     Args:
-        logits: (M, h, w) float32, low resolution, for the whole padded input of a crop.
+        logits: (M, h, w) float32, or M of (h, w): low resolution, for the whole padded input of a crop.
         predicted_iou: (M,), as it is to stand in the result.
         points_xy: (M, 2), likewise: the point that asked for each, in the image.
         rows, columns: how the crop's pixels are made of logits.

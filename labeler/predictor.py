@@ -3,6 +3,7 @@
 Follows ``segment_anything/predictor.py`` and ``prompt_encoder.py``; must not know files, the point grid or filters.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,7 +32,7 @@ class Prediction:
     Attributes:
         predicted_iou: (P, K) float32, the model's own estimate.
         rows: (M,) int64, the prompts whose masks were made: all, unless ``predict`` was told a threshold.
-        logits: (M, K, h, w) float32 at low resolution, for the model's whole padded input.
+        logits: (P, K, h, w) float32 at low resolution, for the model's whole padded input; of other prompts undefined.
     """
 
     predicted_iou: Float32
@@ -110,7 +111,7 @@ class Predictor:
 
     def trace(
         self,
-        logits: Float32,
+        logits: Float32 | Sequence[Float32],
         *,
         predicted_iou: Float32,
         points_xy: Float64,

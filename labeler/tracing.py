@@ -20,6 +20,8 @@ BLOCK = 16
 WORD = 8
 """Pixels that are looked at together where runs are sought: a byte each of 64 bits."""
 
+_ONE, _TWO = np.uint64(1), np.uint64(2)
+
 _ROUNDING_ULP = 8.0
 _UNCLEAR = np.uint8(4)
 
@@ -168,8 +170,8 @@ def _enlarge(column: Float32, j: int, weights: Float32, row_first: Int32, blocks
             continue
         made[block] = j
         for y in range(block * BLOCK, min(block * BLOCK + BLOCK, len(row_first))):
-            k = row_first[y]
-            tall[y] = w0[y] * column[k] + w1[y] * column[k + 1] + w2[y] * column[k + 2]
+            k = np.uint64(row_first[y])  # Unsigned, so that no index is looked at for being negative.
+            tall[y] = w0[y] * column[k] + w1[y] * column[k + _ONE] + w2[y] * column[k + _TWO]
 
 
 @njit(cache=True, nogil=True)

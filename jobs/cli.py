@@ -12,23 +12,23 @@ from cyclopts import App, Group, Parameter
 
 from jobs.arguments import complete_retry_failed, parse_kinds, read_config
 from jobs.bench_cli import bench
+from jobs.driver import Outcome, complete_run
 from jobs.extension import find_new_images
 from jobs.lease import LeaseHolder
 from jobs.options import JobOptions, Selection
 from jobs.plan import RunRecord, RunSpec, check_resume, describe_model, extend_run, freeze_run, read_run
 from jobs.prompts import check_prompt_flags, describe_prompts, match_prompts
 from jobs.refs import Listing
-from jobs.report import Watch, describe_prompt_counts, describe_report, read_report, write_failures
-from jobs.shards import Tally
-from jobs.signals import Signals, catch_signals
+from jobs.report import describe_prompt_counts, describe_report, read_report, write_failures
+from jobs.signals import catch_signals
 from jobs.sources import find_root, list_images
-from jobs.tallies import find_failed_shards, read_tally
+from jobs.tallies import read_tally
 from labeler import storage, tables
 from labeler.checkpoints import CHECKPOINTS
-from labeler.errors import LabelerError, OptionsError, StorageError
+from labeler.errors import OptionsError, StorageError
 from labeler.flags import EXIT_DONE, EXIT_STOPPED, EXIT_USAGE, MaskFlags, given_options, run_command
 from labeler.models import find_model, read_model_info
-from labeler.options import Preset, PromptOptions, resolve_mask_options
+from labeler.options import Preset, PromptOptions, name_prices, resolve_mask_options
 from labeler.stores import find_bucket, parse_store_options, use_store_options
 
 EXIT_TOO_MANY_FAILED = 3
@@ -122,6 +122,7 @@ def label(
             folder = _find_model(model, record=record, output=place)
             info = read_model_info(folder)
             options = resolve_mask_options(given, preset=preset, model_defaults=info.defaults)
+            _say(*name_prices(options))
             asked = describe_prompts(prompts, options=prompt_options, frozen=record.prompts if record else None)
             known = describe_model(info, name=model)
             spec = RunSpec(input=input, selection=selection, options=options, model=known, prompts=asked)
@@ -139,15 +140,22 @@ def label(
                 if listing is not None and record is None:
                     lease.take()
                     _refuse_frozen_meanwhile(place)
-                    size = job.images_per_shard
                     record = freeze_run(
-                        place, spec, images_per_shard=size, listing=listing, model_folder=folder, prompts=matched
+                        place,
+                        spec,
+                        images_per_shard=job.images_per_shard,
+                        listing=listing,
+                        model_folder=folder,
+                        prompts=matched,
                     )
                     listing = None
             if listing is not None and record is not None and listing.num_images:
                 record = extend_run(place, record, listing=listing, check=lease.check)
             assert record is not None  # It stood, or was frozen just now.
-            return _run(record, output=place, shown=output, job=job, signals=signals, lease=lease, retry_kinds=kinds)
+            how: dict[str, Any] = {"job": job, "engine": ENGINE, "signals": signals, "lease": lease, "retry_kinds": kinds, "say": _say}
+            outcome = complete_run(record, output=place, **how)
+            print(describe_report(outcome.report, output=output))
+            return _judge(outcome, record, job)
         except KeyboardInterrupt:
             _say(f"stopped by {signals.received[0].name}; run the same command again to go on")
             return 128 + signals.received[0]
@@ -228,74 +236,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_command(app, tokens)
 
 
-def _run(
-    record: RunRecord,
-    *,
-    output: str,
-    shown: str,
-    job: JobOptions,
-    signals: Signals,
-    lease: LeaseHolder,
-    retry_kinds: frozenset[str],
-) -> int:
-    """Label what is not committed yet, and what failed where that is asked for; report, and judge."""
-    committed = tables.list_committed_shards(output) & set(range(record.num_shards))
-    if len(committed) < record.num_shards or retry_kinds:
-        lease.take()
-        committed = tables.list_committed_shards(output) & set(range(record.num_shards))
-    redone = find_failed_shards(output, committed, kinds=retry_kinds)
-    before = read_tally(output, committed, progress=read_report(output, "progress.json"))
-    todo = sorted((set(range(record.num_shards)) - committed) | set(redone))
-    if redone:
-        storage.delete(storage.join(output, "progress.json"))  # It counts shards that are about to change.
-        num_again = sum(tally.errors.get(kind, 0) for tally in redone.values() for kind in retry_kinds)
-        _say(f"labeling {num_again} failed images of {len(redone)} shards again")
-    if committed:
-        _say(f"going on: {before.num_images} of {record.num_images} images are done")
-    if job.images_per_shard != record.images_per_shard and "images_per_shard" in job.model_fields_set:
-        _say(f"--images-per-shard stays {record.images_per_shard}: the plan is frozen")
-    watch = Watch(output, record=record, before=before, shards_before=committed, redone=redone)
-    if todo:
-        from jobs.run import label_shards  # Ray, which no other command needs.
-
-        state = "stopped"
-        signals.only_noted = True  # An exception raised anywhere inside Ray can get lost there.
-        try:
-            with watch.show():
-                given_up = label_shards(
-                    todo,
-                    output=output,
-                    options=job,
-                    watch=watch,
-                    engine=ENGINE,
-                    lease=lease,
-                    again=dict.fromkeys(redone, retry_kinds),
-                    is_stopped=lambda: bool(signals.received),
-                )
-            state = "stopped" if given_up else "finished"
-        except LabelerError:
-            _say("stopped; what is committed stays, and the same command goes on once this is mended")
-            raise
-        finally:
-            report = watch.finish(state)
-        print(describe_report(report, output=shown))
-        if given_up:
-            _say(f"{len(given_up)} shards were given up; run the same command again to try them once more")
-            return EXIT_STOPPED
-    else:
-        print(describe_report(read_report(output, "report.json") or watch.make_report("finished"), output=shown))
-    return _judge(watch.tally, record, job)
-
-
 def _refuse_frozen_meanwhile(output: str) -> None:
     if read_run(output) is not None:
         raise StorageError(f"another driver has begun a run in {output} meanwhile; run the same command again to go on with it")
 
 
-def _judge(tally: Tally, record: RunRecord, job: JobOptions) -> int:
-    if tally.num_images != record.num_images:
-        raise RuntimeError(f"the run has {tally.num_images} rows for {record.num_images} images")
-    error_rate = tally.num_failed / record.num_images
+def _judge(outcome: Outcome, record: RunRecord, job: JobOptions) -> int:
+    if outcome.given_up:
+        _say(f"{len(outcome.given_up)} shards were given up; run the same command again to try them once more")
+        return EXIT_STOPPED
+    if outcome.tally.num_images != record.num_images:
+        raise RuntimeError(f"the run has {outcome.tally.num_images} rows for {record.num_images} images")
+    error_rate = outcome.tally.num_failed / record.num_images
     if error_rate > job.max_error_rate:
         _say(f"{error_rate:.1%} of the images failed, more than --max-error-rate {job.max_error_rate:g}")
         return EXIT_TOO_MANY_FAILED
@@ -345,5 +297,6 @@ def _say_progress(num_images: int) -> None:
         _say(f"{num_images} images found so far ...")
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+def _say(*texts: str) -> None:
+    for text in texts:
+        print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,98 @@
+"""A planned run, from where it stands to its end: what is left, the workers at it, the report. Must not know flags or words."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.lease import LeaseHolder
+from jobs.options import JobOptions
+from jobs.plan import RunRecord
+from jobs.report import Watch, read_report
+from jobs.shards import Tally
+from jobs.signals import Signals
+from jobs.tallies import find_failed_shards, read_tally
+from labeler import storage, tables
+from labeler.errors import LabelerError
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How it ended: the report, the rows of the whole run, and the shards whose workers died too often."""
+
+    report: dict[str, Any]
+    tally: Tally
+    given_up: Sequence[int] = ()
+
+
+def complete_run(
+    record: RunRecord,
+    *,
+    output: str,
+    job: JobOptions,
+    engine: str,
+    signals: Signals,
+    lease: LeaseHolder,
+    retry_kinds: frozenset[str],
+    say: Callable[[str], None],
+) -> Outcome:
+    """Label what is not committed yet, and what failed where that is asked for.
+
+    Args:
+        record: the run.
+        output: its folder, by a name that every machine understands.
+        job: how it is worked at.
+        engine: what computes, by import path.
+        signals: what this process received; from now on only noted.
+        lease: this process's claim on the folder, taken where anything is left to do.
+        retry_kinds: the kinds of error whose images are labeled again.
+        say: told in a sentence what a person should know.
+
+    Raises:
+        KeyboardInterrupt, StorageError, ModelError, WorkerStoppedError: see ``run.label_shards``; the report is written.
+    """
+    committed = _list_committed(output, record)
+    if len(committed) < record.num_shards or retry_kinds:
+        lease.take()
+        committed = _list_committed(output, record)
+    redone = find_failed_shards(output, committed, kinds=retry_kinds)
+    before = read_tally(output, committed, progress=read_report(output, "progress.json"))
+    todo = sorted((set(range(record.num_shards)) - committed) | set(redone))
+    if redone:
+        storage.delete(storage.join(output, "progress.json"))  # It counts shards that are about to change.
+        num_again = sum(tally.errors.get(kind, 0) for tally in redone.values() for kind in retry_kinds)
+        say(f"labeling {num_again} failed images of {len(redone)} shards again")
+    if committed:
+        say(f"going on: {before.num_images} of {record.num_images} images are done")
+    if job.images_per_shard != record.images_per_shard and "images_per_shard" in job.model_fields_set:
+        say(f"--images-per-shard stays {record.images_per_shard}: the plan is frozen")
+    watch = Watch(output, record=record, before=before, shards_before=committed, redone=redone)
+    if not todo:
+        return Outcome(read_report(output, "report.json") or watch.make_report("finished"), watch.tally)
+
+    from jobs.run import label_shards  # Ray, which nothing else here needs.
+
+    state = "stopped"
+    signals.only_noted = True  # An exception raised anywhere inside Ray can get lost there.
+    try:
+        with watch.show():
+            given_up = label_shards(
+                todo,
+                output=output,
+                options=job,
+                watch=watch,
+                engine=engine,
+                lease=lease,
+                again=dict.fromkeys(redone, retry_kinds),
+                is_stopped=lambda: bool(signals.received),
+            )
+        state = "stopped" if given_up else "finished"
+    except LabelerError:
+        say("stopped; what is committed stays, and the same command goes on once this is mended")
+        raise
+    finally:
+        report = watch.finish(state)
+    return Outcome(report, watch.tally, given_up)
+
+
+def _list_committed(output: str, record: RunRecord) -> set[int]:
+    return tables.list_committed_shards(output) & set(range(record.num_shards))

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Annotated
 
 from cyclopts import App, Parameter
@@ -14,13 +15,13 @@ from export.options import SelectionOptions
 from export.page import MAX_IMAGES, PAGE, export_page
 from export.preview import CONTACT_SHEET, PreviewOptions, export_preview
 from export.progress import show_progress
-from export.runs import Run, describe_missing, read_run
 from export.sa1b import Sa1bOptions, export_sa1b
 from export.selection import Report, Watch
 from export.yolo import YoloOptions, export_yolo
 from labeler import storage
 from labeler.errors import OptionsError
 from labeler.flags import EXIT_CODES_HELP, EXIT_DONE, run_command
+from labeler.runs import Run, describe_missing, read_run
 from labeler.stores import parse_store_options, use_store_options
 
 app = App(
@@ -31,16 +32,25 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 
-Partial = Annotated[bool, Parameter(negative=(), help="Export the committed part of an unfinished run; else that is exit 2.")]
-StoreTexts = Annotated[
-    tuple[str, ...],
-    Parameter(
-        name="--storage-options",
-        negative=(),
-        help="KEY=VALUE for fsspec, such as anon=true or target.endpoint_url=http://minio:9000, everywhere (the pictures, "
-        "too) or for output, target or a URL. May be repeated; never written down.",
-    ),
-]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opening:
+    """How a run is opened."""
+
+    ignore_review: Annotated[bool, Parameter(negative=())] = False
+    """Take the masks as the run made them, whatever people decided with `labeler serve --run`."""
+
+    storage_options: Annotated[tuple[str, ...], Parameter(negative=())] = ()
+    """KEY=VALUE for fsspec, such as anon=true or target.endpoint_url=http://minio:9000, everywhere (the pictures, too) or
+    for output, target or a URL. May be repeated; never written down."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpeningPart(Opening):
+    """The same, of a run that may not be finished."""
+
+    partial: Annotated[bool, Parameter(negative=())] = False
+    """Export the committed part of an unfinished run; else that is exit 2."""
 
 
 @app.command
@@ -50,8 +60,7 @@ def coco(
     /,
     *,
     options: Annotated[CocoOptions | None, Parameter(name="*", negative=())] = None,
-    partial: Partial = False,
-    storage_options: StoreTexts = (),
+    opening: Annotated[OpeningPart, Parameter(name="*")] = OpeningPart(),
 ) -> int:
     """Write COCO JSON of all masks: instances of one category, "object", `iscrowd` 0.
 
@@ -75,7 +84,7 @@ def coco(
         names.extend(written)
         return report
 
-    code = _export(write, output, target, options=options or CocoOptions(), partial=partial, stores=storage_options)
+    code = _export(write, output, target, options=options or CocoOptions(), opening=opening)
     if len(names) > 1:
         print(f"in {len(names)} files: {names[0].rpartition('/')[2]} ... {names[-1].rpartition('/')[2]}")
     return code
@@ -88,8 +97,7 @@ def yolo(
     /,
     *,
     options: Annotated[YoloOptions | None, Parameter(name="*", negative=())] = None,
-    partial: Partial = False,
-    storage_options: StoreTexts = (),
+    opening: Annotated[OpeningPart, Parameter(name="*")] = OpeningPart(),
 ) -> int:
     """Write an Ultralytics YOLO segmentation dataset of one class: data.yaml, images/ and labels/.
 
@@ -101,7 +109,7 @@ def yolo(
         output: The folder that `jobs label` wrote into.
         target: The folder to write, new or empty.
     """
-    return _export(export_yolo, output, target, options=options or YoloOptions(), partial=partial, stores=storage_options)
+    return _export(export_yolo, output, target, options=options or YoloOptions(), opening=opening)
 
 
 @app.command
@@ -111,8 +119,7 @@ def sa1b(
     /,
     *,
     options: Annotated[Sa1bOptions | None, Parameter(name="*", negative=())] = None,
-    partial: Partial = False,
-    storage_options: StoreTexts = (),
+    opening: Annotated[OpeningPart, Parameter(name="*")] = OpeningPart(),
 ) -> int:
     """Write SA-1B's layout: one JSON beside each picture, with exactly that dataset's fields.
 
@@ -124,7 +131,7 @@ def sa1b(
         output: The folder that `jobs label` wrote into.
         target: The folder to write, new or empty.
     """
-    return _export(export_sa1b, output, target, options=options or Sa1bOptions(), partial=partial, stores=storage_options)
+    return _export(export_sa1b, output, target, options=options or Sa1bOptions(), opening=opening)
 
 
 @app.command
@@ -134,8 +141,7 @@ def labelme(
     /,
     *,
     options: Annotated[LabelmeOptions | None, Parameter(name="*", negative=())] = None,
-    partial: Partial = False,
-    storage_options: StoreTexts = (),
+    opening: Annotated[OpeningPart, Parameter(name="*")] = OpeningPart(),
 ) -> int:
     """Write a folder that labelme opens, to correct masks by hand: polygons, one JSON beside each picture.
 
@@ -147,7 +153,7 @@ def labelme(
         output: The folder that `jobs label` wrote into.
         target: The folder to write, new or empty.
     """
-    return _export(export_labelme, output, target, options=options or LabelmeOptions(), partial=partial, stores=storage_options)
+    return _export(export_labelme, output, target, options=options or LabelmeOptions(), opening=opening)
 
 
 @app.command
@@ -157,8 +163,7 @@ def masks(
     /,
     *,
     options: Annotated[MasksOptions | None, Parameter(name="*", negative=())] = None,
-    partial: Partial = False,
-    storage_options: StoreTexts = (),
+    opening: Annotated[OpeningPart, Parameter(name="*")] = OpeningPart(),
 ) -> int:
     """Write one 16-bit PNG of instance ids an image: 0 is background, else mask_id + 1; small masks lie on large ones.
 
@@ -170,7 +175,7 @@ def masks(
         output: The folder that `jobs label` wrote into.
         target: The folder to write, new or empty.
     """
-    return _export(export_masks, output, target, options=options or MasksOptions(), partial=partial, stores=storage_options)
+    return _export(export_masks, output, target, options=options or MasksOptions(), opening=opening)
 
 
 @app.command
@@ -180,8 +185,7 @@ def fiftyone(
     /,
     *,
     options: Annotated[FiftyoneOptions | None, Parameter(name="*", negative=())] = None,
-    partial: Partial = False,
-    storage_options: StoreTexts = (),
+    opening: Annotated[OpeningPart, Parameter(name="*")] = OpeningPart(),
 ) -> int:
     """Make a dataset of the package fiftyone, where that is installed: `fiftyone app launch NAME` opens it.
 
@@ -198,7 +202,7 @@ def fiftyone(
     def write(run: Run, _place: str, *, options: FiftyoneOptions, watch: Watch) -> Report:
         return export_fiftyone(run, name, options=options, watch=watch)
 
-    return _export(write, output, name, options=options or FiftyoneOptions(), partial=partial, stores=storage_options)
+    return _export(write, output, name, options=options or FiftyoneOptions(), opening=opening)
 
 
 @app.command
@@ -209,7 +213,7 @@ def preview(
     *,
     options: Annotated[PreviewOptions | None, Parameter(name="*", negative=())] = None,
     html: Annotated[bool, Parameter(negative=())] = False,
-    storage_options: StoreTexts = (),
+    opening: Annotated[Opening, Parameter(name="*")] = Opening(),
 ) -> int:
     """Paint masks over their photos: `contact_sheet.jpg` of all, and one larger picture each in `overlays/`.
 
@@ -227,8 +231,7 @@ def preview(
         html: Write `index.html` instead: one page that needs no network, with the run's report, sliders that hide masks
             by their scores, and every mask's figures under the pointer.
     """
-    _use_stores(storage_options, output=output, target=target)
-    run = read_run(storage.path_to_uri(output))
+    run = _read_run(output, target, opening)
     if run.num_missing_shards:
         print(f"{describe_missing(run)}; showing what is committed")
     folder, name = storage.path_to_uri(target), target.rstrip("/")
@@ -255,13 +258,11 @@ def _export(
     target: str,
     *,
     options: SelectionOptions,
-    partial: bool,
-    stores: Sequence[str],
+    opening: OpeningPart,
 ) -> int:
     """Read the run, write it with progress, say what was written."""
-    _use_stores(stores, output=output, target=target)
-    run = read_run(storage.path_to_uri(output))
-    _check_finished(run, partial=partial)
+    run = _read_run(output, target, opening)
+    _check_finished(run, partial=opening.partial)
     start_s = time.perf_counter()
     with show_progress(run.num_images) as watch:
         report = write(run, storage.path_to_uri(target), options=options, watch=watch)
@@ -269,9 +270,10 @@ def _export(
     return EXIT_DONE
 
 
-def _use_stores(texts: Sequence[str], *, output: str, target: str) -> None:
+def _read_run(output: str, target: str, opening: Opening) -> Run:
     places = {"output": storage.path_to_uri(output), "target": storage.path_to_uri(target)}
-    use_store_options(parse_store_options(texts, places=places))
+    use_store_options(parse_store_options(opening.storage_options, places=places))
+    return read_run(places["output"], ignore_review=opening.ignore_review)
 
 
 def _check_finished(run: Run, *, partial: bool) -> None:
@@ -288,6 +290,9 @@ def _say(report: Report, target: str, run: Run, options: SelectionOptions, *, se
     print(f"in {seconds:.1f} s ({report.num_masks / max(seconds, 1e-9):.0f} masks/s)")
     if options.val_fraction:
         print(f"{report.num_images - report.num_val} images to train, {report.num_val} to validate")
+    decided = [f"{count} {what}" for what, count in run.reviews.count().items() if count]
+    if decided:
+        print(f"as reviewed: {', '.join(decided)} (--ignore-review takes the run's own masks)")
     left_out = [f"{report.num_failed} failed images"] if report.num_failed else []
     left_out += [f"{report.num_empty} images without masks"] if report.num_empty else []
     for option, count in report.filtered.items():

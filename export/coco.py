@@ -24,10 +24,10 @@ from pydantic import Field
 
 from export.options import SelectionOptions
 from export.polygons import counts_to_polygons
-from export.runs import Row, Run, iterate_rows
 from export.selection import ExportImage, ExportMask, Report, Split, Watch, select_images
 from labeler import rle, storage
 from labeler.errors import OptionsError, StorageError
+from labeler.runs import Row, Run, iterate_rows
 
 CATEGORY = {"id": 1, "name": "object", "supercategory": "object"}
 """SAM's masks have no classes: everything is an object, unless it was asked for by a prompt that has one."""
@@ -77,9 +77,9 @@ def export_coco(run: Run, target: str, *, options: CocoOptions, watch: Watch | N
     splits: tuple[Split, ...] = ("train", "val") if options.val_fraction else ("train",)
     categories = _list_categories(run)
     head = _to_json(_describe_export(run, options)) + ',\n"categories":[\n' + ",\n".join(map(_to_json, categories))
-    other = categories[-1]["id"]
+    other, spare = categories[-1]["id"], _count_spare_ids(run)
     with ExitStack() as stack:
-        series = {split: _Series(target, split if options.val_fraction else None, head, other, options) for split in splits}
+        series = {s: _Series(target, s if options.val_fraction else None, head, other, spare, options) for s in splits}
         for one in series.values():
             stack.enter_context(one.close_on_exit())
         for image in select_images(run, options=options, report=report, watch=watch):
@@ -112,17 +112,27 @@ def _list_categories(run: Run) -> list[dict[str, Any]]:
         return [CATEGORY]
     given = list(run.prompts.categories)
     taken = {category["id"] for category in given}
-    if not run.prompts.num_without_category:
+    if not run.prompts.num_without_category and not run.reviews.count()["drawn"]:
         return given
     return [*given, CATEGORY | {"id": next(number for number in itertools.count(1) if number not in taken)}]
+
+
+def _count_spare_ids(run: Run) -> Iterator[int] | None:
+    """Annotation ids for masks that people drew where all others have their prompts' ids; None: ids count through."""
+    if run.prompts is None or not run.reviews.count()["drawn"]:
+        return None
+    asked = iterate_rows(run, table="prompts", columns=["prompt_id"])
+    return itertools.count(1 + max((row["prompt_id"] for row in asked), default=0))
 
 
 class _Series:
     """The files of one split, one after the other: full ones are closed and get their names at once."""
 
-    def __init__(self, target: str, split: Split | None, head: str, other: int, options: CocoOptions) -> None:
+    def __init__(
+        self, target: str, split: Split | None, head: str, other: int, spare: Iterator[int] | None, options: CocoOptions
+    ) -> None:
         self._target, self._split, self._head, self._options = target, split, head, options
-        self._other_category_id = other
+        self._other_category_id, self._spare_ids = other, spare
         self._num_images = 0
         self._num_masks_before = 0
         self._open = ExitStack()
@@ -140,12 +150,13 @@ class _Series:
         kept = [(m, s) for m, s in zip(image.masks, segmentations, strict=True) if s is not None]
         report.num_masks -= len(image.masks) - len(kept)
         self._file.add_image(image)
-        for annotation_id, (mask, segmentation) in enumerate(kept, start=first_id):
+        for number, (mask, segmentation) in enumerate(kept, start=first_id):
+            own_id = number if self._spare_ids is None or mask.prompt_id is not None else next(self._spare_ids)
             self._file.add_mask(
                 mask,
                 segmentation,
                 image_id=image.image_id,
-                annotation_id=annotation_id if mask.prompt_id is None else mask.prompt_id,
+                annotation_id=own_id if mask.prompt_id is None else mask.prompt_id,
                 category_id=self._other_category_id if mask.category_id is None else mask.category_id,
             )
 
@@ -259,6 +270,7 @@ def _describe_export(run: Run, options: CocoOptions) -> dict[str, Any]:
         "mask_options": run.options.model_dump(mode="json"),
         "export_options": options.model_dump(mode="json"),
         "num_shards_missing": run.num_missing_shards,
+        **({"review": dict(run.reviews.count())} if run.reviews else {}),
     }
 
 

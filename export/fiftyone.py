@@ -10,11 +10,11 @@ from typing import Any
 
 from export.folders import Folder
 from export.options import SelectionOptions
-from export.runs import Run
 from export.selection import ExportImage, ExportMask, Report, Watch, select_images
 from labeler import rle, storage
 from labeler.errors import OptionsError, StorageError
 from labeler.pictures import find_picture_file
+from labeler.runs import Run
 from labeler.types import Size
 
 FIELD = "masks"

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from export.options import SelectionOptions
-from export.runs import Row
 from labeler import rle
+from labeler.runs import Row
 from labeler.types import Size
 
 

@@ -15,12 +15,12 @@ from typing import Any, Literal
 import numpy as np
 
 from export.options import SelectionOptions
-from export.runs import Run, iterate_rows
 from export.selection import ExportImage, Report, Watch, name_image, select_images
 from labeler import storage
 from labeler.errors import OptionsError, StorageError
 from labeler.images import IMAGE_EXTENSIONS
 from labeler.pictures import find_picture_file, name_extension, read_picture
+from labeler.runs import Run, iterate_rows
 
 Pictures = Literal["link", "copy", "none"]
 
@@ -115,6 +115,8 @@ def open_folder(run: Run, target: str, *, kind: str, options: SelectionOptions, 
         "mask_options": run.options.model_dump(mode="json"),
         "export_options": options.model_dump(mode="json"),
     }
+    if options.drop_empty and run.reviews:  # Decides which files there are. Otherwise another review writes over all of them.
+        record["review_sha256"] = run.reviews.digest
     _check_target(target, record)
     shared = find_shared_stems(run, options=options)
     if by_stem and shared:

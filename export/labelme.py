@@ -12,8 +12,8 @@ from pydantic import Field
 
 from export.folders import FolderOptions, write_beside_pictures
 from export.polygons import counts_to_polygons
-from export.runs import Run
 from export.selection import ExportImage, ExportMask, Report, Watch
+from labeler.runs import Run
 
 LABEL = "object"
 _FORMAT_VERSION = "5.5.0"

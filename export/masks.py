@@ -7,11 +7,11 @@ import numpy as np
 
 from export.folders import name_in_split, open_folder
 from export.options import SelectionOptions
-from export.runs import Run
 from export.selection import ExportImage, Report, Watch, select_images
 from labeler import rle
 from labeler.draw import UInt16, encode_ids
 from labeler.errors import OptionsError
+from labeler.runs import Run
 
 _MAX_ID = np.iinfo(np.uint16).max
 

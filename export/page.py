@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from export.photos import choose_images, join_masks, read_photo
+from export.photos import choose_images, join_masks, read_small_photo
 from export.polygons import trace_rings
-from export.runs import Row, Run, iterate_images
 from labeler import rle, storage
 from labeler.draw import encode_jpeg, mask_color, sample_positions
 from labeler.errors import ImageError, OptionsError, StorageError
+from labeler.runs import Row, Run, iterate_images
 from labeler.types import Size, UInt8
 
 PAGE = "index.html"
@@ -92,7 +92,7 @@ def _describe_image(row: Row, masks: Sequence[Row], run: Run, *, side_px: int) -
         return {**about, "error": f"{row['error_kind']}: {row['error_message']}"}, b""
     about["size"] = [row["width"], row["height"]]
     try:
-        photo = read_photo(row, run, max_side_px=side_px)
+        photo = read_small_photo(row, run, max_side_px=side_px)
     except ImageError as error:
         return {**about, "gone": f"labeled with {len(masks)} masks, but can't be shown: {error.reason}"}, b""
     about["picture"] = [photo.shape[1], photo.shape[0]]

@@ -4,11 +4,8 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import TypeVar
 
-from export.runs import Row, Run, iterate_rows
 from labeler.draw import shrink_to_fit
-from labeler.errors import ImageError
-from labeler.images import decode_image
-from labeler.pictures import read_picture
+from labeler.runs import Row, Run, iterate_images, iterate_rows, read_photo
 from labeler.types import UInt8
 
 _COLUMNS = ("image_id", "uri", "file_name", "width", "height", "status", "error_kind", "error_message")
@@ -27,27 +24,14 @@ def choose_images(run: Run, *, limit: int) -> list[tuple[int, Row]]:
 def join_masks(run: Run, chosen: Sequence[tuple[int, Row]]) -> Iterator[tuple[Row, list[Row]]]:
     """Each image row with the rows of its masks. Each masks part is read once."""
     for shard, group in groupby(chosen, key=lambda pair: pair[0]):
-        rows = [row for _, row in group]
-        masks: dict[int, list[Row]] = {row["image_id"]: [] for row in rows}
-        for mask in iterate_rows(run, table="masks", columns=_MASK_COLUMNS, shards=[shard]):
-            if mask["image_id"] in masks:
-                masks[mask["image_id"]].append(mask)
-        # Taken out one by one: an image's masks are gone when it is dealt with.
-        yield from ((row, masks.pop(row["image_id"])) for row in rows)
+        wanted = {row["image_id"] for _, row in group}
+        images = iterate_images(run, columns=_COLUMNS, mask_columns=_MASK_COLUMNS, shards=[shard])
+        yield from ((row, masks) for row, masks in images if row["image_id"] in wanted)
 
 
-def read_photo(row: Row, run: Run, *, max_side_px: int) -> UInt8:
+def read_small_photo(row: Row, run: Run, *, max_side_px: int) -> UInt8:
     """The photo as it was labeled, at most so long. Raises ImageError where it is not that any more."""
-    try:
-        data = read_picture(row["uri"], image_column=run.image_column)
-    except FileNotFoundError as error:
-        raise ImageError("missing", "it is not there any more") from error
-    except PermissionError as error:
-        raise ImageError("forbidden", "permission denied") from error
-    image = decode_image(data, exif=run.options.exif, max_pixels=run.options.max_pixels)
-    if image.hw != (row["height"], row["width"]):
-        raise ImageError("changed", "its size is not what it was when it was labeled")
-    return shrink_to_fit(image.pixels, max_side_px=max_side_px)
+    return shrink_to_fit(read_photo(row, run).pixels, max_side_px=max_side_px)
 
 
 def _spread(items: Sequence[T], limit: int) -> list[T]:

@@ -10,8 +10,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from export.photos import choose_images, join_masks, read_photo
-from export.runs import Row, Run
+from export.photos import choose_images, join_masks, read_small_photo
 from labeler import rle, storage
 from labeler.draw import (
     MAX_JPEG_SIDE_PX,
@@ -23,6 +22,7 @@ from labeler.draw import (
     shrink_to_fit,
 )
 from labeler.errors import ImageError, OptionsError, StorageError
+from labeler.runs import Row, Run
 
 CONTACT_SHEET = "contact_sheet.jpg"
 OVERLAYS = "overlays"
@@ -92,7 +92,7 @@ def _show_image(row: Row, counts: Sequence[str], run: Run, target: str, *, repor
         report.num_failed += 1
         return Tile(name, f"{row['error_kind']}: {row['error_message']}")
     try:
-        photo = read_photo(row, run, max_side_px=_OVERLAY_SIDE_PX)
+        photo = read_small_photo(row, run, max_side_px=_OVERLAY_SIDE_PX)
     except ImageError as error:
         report.num_unreadable += 1
         return Tile(name, f"labeled with {len(counts)} masks, but can't be shown: {error.reason}")

@@ -10,8 +10,8 @@
 import json
 
 from export.folders import FolderOptions, write_beside_pictures
-from export.runs import Run
 from export.selection import ExportImage, Report, Watch
+from labeler.runs import Run
 
 
 class Sa1bOptions(FolderOptions):

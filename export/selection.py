@@ -15,9 +15,9 @@ import numpy as np
 from export import frames
 from export.filters import filter_masks
 from export.options import Frame, SelectionOptions
-from export.runs import Row, Run, iterate_images
 from labeler import rle, storage
 from labeler.errors import OptionsError
+from labeler.runs import Row, Run, iterate_images
 from labeler.types import Size
 
 Split = Literal["train", "val"]

@@ -16,8 +16,8 @@ from pydantic import Field
 
 from export.folders import FolderOptions, has_image_extension, open_folder
 from export.polygons import counts_to_polygons
-from export.runs import Run
 from export.selection import ExportImage, Report, Watch, select_images
+from labeler.runs import Run
 
 
 class YoloOptions(FolderOptions):

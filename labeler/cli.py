@@ -5,6 +5,7 @@ Names of ``labeler`` are used through its door, so that ``--help`` and ``convert
 
 import json
 import os
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,13 +21,13 @@ from labeler.draw import paint_masks
 from labeler.errors import ImageError, OptionsError, StorageError
 from labeler.flags import EXIT_CODES_HELP, EXIT_DONE, MaskFlags, given_options, run_command
 from labeler.images import decode_image, encode_png
-from labeler.options import MaskOptions, Precision, Preset, resolve_mask_options
+from labeler.options import MaskOptions, Precision, Preset, name_prices, resolve_mask_options
 from labeler.stores import parse_store_options, use_store_options
 from labeler.types import Bool, Image, MaskSet, Prompts, UInt32
 
 app = App(
     name="python -m labeler",
-    help="Find the masks of one image with Segment Anything, or make a model ready for it.",
+    help="Find the masks of one image with Segment Anything, click and review on a page, or make a model ready for it.",
     help_epilogue=EXIT_CODES_HELP,
     version_flags=(),
     suppress_keyboard_interrupt=False,
@@ -132,6 +133,8 @@ def masks(
     folder, info = _find_model(model)
     options = resolve_mask_options(given, preset=preset, model_defaults=info.defaults)
     image = _read_photo(photo, options)
+    for price in name_prices(options):
+        print(price, file=sys.stderr)
     predictor = _load_predictor(folder, info, threads=threads, precision=options.precision)
     start = time.perf_counter()
     found, _ = labeler.generate_masks(image.pixels, predictor=predictor, options=options)
@@ -195,6 +198,59 @@ def prompt(
         runs: list[UInt32] = [rle.mask_to_runs(mask)]
         _write(overlay, encode_png(paint_masks(image.pixels, runs)))
     print(f"wrote {output}: {int(mask.sum())} pixels, predicted IoU {answer.predicted_iou[0, best]:.3f}")
+    return EXIT_DONE
+
+
+@app.command
+def serve(
+    *,
+    model: Annotated[str | None, Parameter(help=_MODEL_HELP)] = None,
+    images: str | None = None,
+    run: str | None = None,
+    host: str = "127.0.0.1",
+    port: Annotated[int, Parameter(validator=Number(gte=0, lte=65535))] = 7860,
+    max_upload_mb: Annotated[int, Parameter(validator=Number(gte=1, lte=1024))] = 32,
+    max_pixels: Annotated[int, Parameter(validator=Number(gte=1))] = 50_000_000,
+    threads: _Threads = None,
+    storage_options: _StoreOptions = (),
+    precision: Precision = "f32",
+) -> int:
+    """Open a page to click on: masks of points and boxes, or of everything; or the review of a finished run. Needs `serve`.
+
+    ```
+    python -m labeler serve --model models/vit_b --images photos
+    python -m labeler serve --run labels --model models/vit_b
+    ```
+
+    Args:
+        images: A folder of photos to choose from; nothing outside of it can be opened. Others may be dropped on the page.
+        run: The output of `jobs label`, to look at and to review. What is decided goes into its `review` folder and every
+            export heeds it; its own tables stay as they are. With --model masks can be refined and drawn.
+        host: The address to listen on. 0.0.0.0 lets in everybody on the network: nobody is asked for a password.
+        port: The port to listen on; 0 takes a free one.
+        max_upload_mb: A larger file that is dropped is refused.
+        max_pixels: A photo with more pixels is refused. (A run's photos are bound by the run's own option.)
+        precision: What the CPU computes in.
+    """
+    if (model is None and run is None) or (images is not None and run is not None):
+        raise OptionsError("say --model MODEL to click on photos, or --run OUTPUT (with --model or without) to review one")
+    _open_stores(storage_options, model=model or "", images=images or "", run=run or "")
+    try:
+        from labeler.serve import serve_page  # gradio: the extra that no other command needs.
+    except ImportError as error:
+        raise OptionsError(f"the page needs gradio ({error}); pip install '.[serve]'") from error
+    predictor = None if model is None else _load_predictor(*_find_model(model), threads=threads, precision=precision)
+    serve_page(
+        predictor,
+        title=f"model {Path(model).name}" if model else "no model: look and reject",
+        images=images,
+        run=run,
+        host=host,
+        port=port,
+        max_upload_bytes=max_upload_mb << 20,
+        max_pixels=max_pixels,
+        say=lambda line: print(line, flush=True),
+    )
     return EXIT_DONE
 
 

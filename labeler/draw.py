@@ -23,6 +23,9 @@ FILL_ALPHA = 0.38
 
 MAX_JPEG_SIDE_PX = 65_500
 
+REJECTED, CHOSEN = -1, -2
+"""Colours of a layer's masks that stand out: gone, and the one that a person is at."""
+
 _GOLDEN_RATIO = 0.6180339887498949
 _SHEET = (24, 24, 27)
 _EMPTY_TILE = (104, 104, 110)
@@ -53,6 +56,11 @@ def mask_color(index: int) -> tuple[int, int, int]:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
+_NUM_LAYER_COLORS = 80
+_LAYER_STYLES = [(mask_color(number), FILL_ALPHA) for number in range(_NUM_LAYER_COLORS)]
+_LAYER_STYLES += [((255, 196, 0), 0.5), ((150, 150, 156), 0.1)]  # CHOSEN and REJECTED; a palette has 256 slots.
+
+
 def paint_masks(pixels: UInt8, masks: Sequence[UInt32], *, image_hw: Size | None = None) -> UInt8:
     """The photo with each mask tinted and outlined, the largest first so that small ones stay in sight.
 
@@ -69,13 +77,60 @@ def paint_masks(pixels: UInt8, masks: Sequence[UInt32], *, image_hw: Size | None
     picture_hw = (pixels.shape[0], pixels.shape[1])
     line_px = max(1, round(max(picture_hw) / 900))
     painted = pixels.copy()
-    areas = np.array([runs[1::2].sum(dtype=np.int64) for runs in masks])
-    for index in np.argsort(-areas, kind="stable"):
+    for index in sort_by_area(masks):
         mask = sample_mask(rle.runs_to_mask(masks[index], image_hw=image_hw or picture_hw), picture_hw=picture_hw)
         box = _find_box(mask)
         if box is not None:
             _paint_mask(painted[box], pixels[box], mask[box], color=mask_color(int(index)), line_px=line_px)
     return painted
+
+
+def encode_layer(masks: Sequence[UInt32], *, colors: Sequence[int], image_hw: Size, picture_hw: Size) -> bytes:
+    """Masks to lay over a photo: a PNG of ``picture_hw``, clear where no mask is; tinted and outlined as ``paint_masks`` does.
+
+    Args:
+        masks: each mask's run lengths, in the frame ``image_hw``. Small ones lie on large ones.
+        colors: each mask's number for ``mask_color``, or ``REJECTED`` or ``CHOSEN``.
+    """
+    slots = np.zeros(picture_hw, np.uint8)
+    line_px = max(1, round(max(picture_hw) / 900))
+    for index in sort_by_area(masks):
+        left, small = _sample_runs(masks[index], image_hw=image_hw, picture_hw=picture_hw)
+        box = _find_box(small)
+        if box is None:
+            continue
+        mask, color = small[box], colors[index]
+        first = 1 + 3 * (len(_LAYER_STYLES) + color if color < 0 else color % _NUM_LAYER_COLORS)  # Three slots a colour.
+        core = _erode(mask, line_px)
+        rings = np.where(_erode(core, line_px) | ~core.any(), first, np.where(core, first + 2, first + 1))
+        target = slots[box[0], left + box[1].start : left + box[1].stop]
+        target[mask] = rings[mask]
+    picture = PillowImage.fromarray(slots)
+    channels, alphas = [0, 0, 0], [0]
+    for tint, alpha in _LAYER_STYLES:
+        full = np.array(tint, np.float32)
+        for ring, ring_alpha in ((full, alpha), (full * 0.2, 0.7), (full * 0.6 + 255 * 0.4, 0.9)):
+            channels += ring.astype(int).tolist()
+            alphas.append(round(255 * ring_alpha))
+    picture.putpalette(channels)
+    buffer = BytesIO()
+    picture.save(buffer, "PNG", transparency=bytes(alphas), compress_level=1)
+    return buffer.getvalue()
+
+
+def paint_numbers(masks: Sequence[UInt32], *, image_hw: Size, picture_hw: Size) -> Int64:
+    """(h, w) int64 of ``picture_hw``: which mask a person sees at a pixel, the smallest there; -1 where none is."""
+    numbers = np.full(picture_hw, -1, np.int64)
+    for index in sort_by_area(masks):
+        left, mask = _sample_runs(masks[index], image_hw=image_hw, picture_hw=picture_hw)
+        numbers[:, left : left + mask.shape[1]][mask] = index
+    return numbers
+
+
+def sort_by_area(masks: Sequence[UInt32]) -> Int64:
+    """The places of masks from the largest to the smallest: in this order small ones stay in sight."""
+    areas = np.array([runs[1::2].sum(dtype=np.int64) for runs in masks], np.int64)
+    return np.argsort(-areas, kind="stable")
 
 
 def shrink_to_fit(pixels: UInt8, *, max_side_px: int) -> UInt8:
@@ -163,6 +218,19 @@ def sample_mask(mask: Bool, *, picture_hw: Size) -> Bool:
     rows, columns = (sample_positions(full, num_samples=side) for side, full in zip(picture_hw, mask.shape, strict=True))
     sampled: Bool = mask[np.ix_(rows, columns)]
     return sampled
+
+
+def _sample_runs(runs: UInt32, *, image_hw: Size, picture_hw: Size) -> tuple[int, Bool]:
+    """As ``sample_mask``, from run lengths: the columns that the mask is in, and the first one's place. Costs those alone."""
+    height, width = image_hw
+    ends = np.cumsum(runs, dtype=np.int64)
+    if len(ends) < 2:
+        return 0, np.zeros((picture_hw[0], 0), np.bool_)
+    first, after = int(ends[0] // height), int((ends[1::2][-1] - 1) // height) + 1
+    rows, columns = (sample_positions(full, num_samples=side) for full, side in zip(image_hw, picture_hw, strict=True))
+    left, right = np.searchsorted(columns, [first, min(after, width)])
+    crop = rle.runs_to_crop(runs, image_hw=image_hw, box_xywh=(first, 0, after - first, height))
+    return int(left), crop[np.ix_(rows, columns[left:right] - first)]
 
 
 def _find_box(mask: Bool) -> tuple[slice, slice] | None:

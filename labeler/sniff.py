@@ -105,7 +105,7 @@ def is_cut_short(data: bytes, *, image_format: str) -> bool:
         return data.rfind(b"\xff\xd9") <= data.rfind(b"\xff\x93")
     if image_format == "AVIF":
         return _media_end(data) > len(data)
-    return False
+    return image_format == "QOI" and not data.endswith(bytes(7) + b"\x01")
 
 
 class Repair(NamedTuple):

@@ -13,6 +13,7 @@ from labeler.stores import use_store_options
 
 sys.path.insert(0, str(Path(__file__).parent))  # So that tests find "stores" by name.
 
+import page_server
 import stores
 
 PROTOTYPE = Path(__file__).parent / "data" / "prototype"
@@ -43,6 +44,13 @@ def prototype_sam(prototype_checkpoint: Path) -> Any:
     sam = convert.build_sam(PROTOTYPE / "arch.json")
     sam.load_state_dict(convert.load_checkpoint(prototype_checkpoint))
     return sam
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium, or the test is skipped."""
+    with page_server.open_browser() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="session")

@@ -35,6 +35,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "labeler.engine",
         "labeler.speed",
         "labeler.tables",
+        "labeler.reviews",
+        "labeler.runs",
         "labeler.draw",
         "labeler.checkpoints",
     ),
@@ -51,7 +53,19 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "labeler.convert",
         "labeler.models",
     ),
-    ("labeler.generator", "labeler.prompted"),
+    (
+        "labeler.generator",
+        "labeler.prompted",
+        "labeler.session",
+        "labeler.shelf",
+        "labeler.scene",
+        "labeler.downloads",
+        "labeler.review_desk",
+        "labeler.widgets",
+        "labeler.page",
+        "labeler.review_page",
+        "labeler.serve",
+    ),
     (
         "jobs.options",
         "jobs.refs",
@@ -75,7 +89,6 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "jobs.worker",
         "jobs.bench_worker",
         "export.options",
-        "export.runs",
         "export.polygons",
         "export.frames",
         "export.filters",
@@ -100,6 +113,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "jobs.cluster",
         "jobs.crew",
         "jobs.run",
+        "jobs.driver",
         "jobs.estimate",
         "jobs.bench",
         "export.progress",
@@ -115,9 +129,11 @@ DOORS = ("labeler", "jobs", "export")
 HEAVY: dict[str, set[str]] = {
     "PIL": {"labeler.images", "labeler.draw"},
     "cyclopts": {"labeler.flags", "labeler.cli", "jobs.arguments", "jobs.bench_cli", "jobs.cli", "export.cli"},
+    "fastapi": {"labeler.serve"},
     "fiftyone": {"export.fiftyone"},
     "fsspec": {"labeler.stores", "labeler.store_pages"},
     "cv2": {"export.polygons"},
+    "gradio": {"labeler.widgets", "labeler.page", "labeler.review_page", "labeler.serve"},
     "numba": {"labeler.tracing", "labeler.regions"},
     "onnx": {"labeler.convert", "labeler.graphs"},
     "onnxruntime": set(),
@@ -126,6 +142,7 @@ HEAVY: dict[str, set[str]] = {
     "pandas": set(),
     "pyarrow": {
         "labeler.tables",
+        "labeler.reviews",
         "labeler.prompt_rows",
         "jobs.prompts",
         "jobs.refs",
@@ -140,6 +157,7 @@ HEAVY: dict[str, set[str]] = {
     "segment_anything": {"labeler.convert", "labeler.graphs", "labeler.heads", "labeler.stages", "labeler.encoders"},
     "torch": {"labeler.convert", "labeler.graphs", "labeler.heads", "labeler.stages", "labeler.encoders"},
     "torchvision": set(),
+    "uvicorn": {"labeler.serve"},
 }
 
 ORDER = {module: (floor, place) for floor, row in enumerate(FLOORS) for place, module in enumerate(row)}

@@ -12,10 +12,10 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from export.coco import CocoOptions, export_coco
-from export.runs import Run, read_run
 from export.selection import Report
 from labeler.errors import OptionsError, StorageError
 from labeler.options import MaskOptions
+from labeler.runs import Run, read_run
 
 HW = (48, 64)
 

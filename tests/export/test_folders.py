@@ -12,11 +12,11 @@ from PIL import Image as PillowImage
 
 from export.labelme import LabelmeOptions, export_labelme
 from export.masks import MasksOptions, export_masks
-from export.runs import Run, read_run
 from export.sa1b import Sa1bOptions, export_sa1b
 from export.yolo import YoloOptions, export_yolo, name_labels
 from labeler import rle
 from labeler.errors import OptionsError, StorageError
+from labeler.runs import Run, read_run
 
 HW = (48, 64)
 FORMATS = [

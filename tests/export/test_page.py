@@ -1,6 +1,5 @@
 """The page, in a browser without a network: a chromium of the system's (apt-get install chromium) or playwright's own."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,11 +8,10 @@ import numpy as np
 import pytest
 
 from export.page import export_page
-from export.runs import read_run
 from labeler.errors import OptionsError
+from labeler.runs import read_run
 
 HW = (120, 160)
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 def box(y0: int, x0: int, y1: int, x1: int) -> np.ndarray:
@@ -36,17 +34,6 @@ def folder(make_run: Any, random_masks: Any, tmp_path: Path) -> Path:
     assert (report.num_images, report.num_masks, report.is_sample) == (4, 8, False)
     assert report.num_bytes == (tmp_path / "look" / "index.html").stat().st_size
     return tmp_path / "look"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
-    with playwright.sync_playwright() as driver:
-        if CHROMIUM is None and not Path(driver.chromium.executable_path).exists():
-            pytest.skip("needs a browser: apt-get install chromium, or playwright install chromium")
-        started = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield started
-        started.close()
 
 
 @pytest.fixture

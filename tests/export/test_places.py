@@ -17,10 +17,10 @@ from export.folders import Pictures
 from export.labelme import LabelmeOptions, export_labelme
 from export.page import export_page
 from export.preview import PreviewOptions, export_preview
-from export.runs import Run, read_run
 from export.sa1b import Sa1bOptions, export_sa1b
 from export.yolo import YoloOptions, export_yolo
 from labeler import storage
+from labeler.runs import Run, read_run
 
 HW = (40, 50)
 KINDS = ("file", "tar", "parquet", "s3")

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image as PillowImage
 
 from export.preview import PreviewOptions, export_preview
-from export.runs import read_run
 from labeler.errors import OptionsError
+from labeler.runs import read_run
 
 HW = (60, 80)
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from export.options import SelectionOptions
-from export.runs import Run, read_run
 from export.selection import Report, choose_split, select_images
 from labeler import rle
 from labeler.errors import OptionsError
 from labeler.options import MaskOptions
+from labeler.runs import Run, read_run
 
 HW = (20, 30)
 

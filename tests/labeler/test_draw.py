@@ -122,3 +122,25 @@ def test_a_picture_of_ids_holds_every_number() -> None:
         assert (picture.format, picture.mode, picture.size) == ("PNG", "I;16", (3, 2))
         np.testing.assert_array_equal(np.asarray(picture), ids)
     np.testing.assert_array_equal(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED), ids)
+
+
+@pytest.mark.parametrize("picture_hw", [(120, 160), (60, 80), (41, 33)])
+def test_a_layer_is_clear_where_no_mask_is(picture_hw: tuple[int, int]) -> None:
+    """At the photo's size and smaller; small masks on top; a colour a mask, the same for a chosen and a rejected one always."""
+    hw = (120, 160)
+    boxes = [(10, 20, 110, 150), (40, 60, 70, 90), (80, 100, 81, 101), (0, 0, 0, 0)]
+    masks = [box_mask(hw, *corners) for corners in boxes]
+    colors = [7, draw.CHOSEN, draw.REJECTED, 3]
+    with PillowImage.open(BytesIO(draw.encode_layer(masks, colors=colors, image_hw=hw, picture_hw=picture_hw))) as opened:
+        layer = np.asarray(opened.convert("RGBA"))
+    pixels = [draw.sample_mask(rle.runs_to_mask(runs, image_hw=hw), picture_hw=picture_hw) for runs in masks]
+    np.testing.assert_array_equal(layer[..., 3] > 0, np.logical_or.reduce(pixels))
+    numbers = draw.paint_numbers(masks, image_hw=hw, picture_hw=picture_hw)
+    for number in (0, 1, 2):
+        seen = pixels[number] & ~np.logical_or.reduce(pixels[number + 1 :])
+        np.testing.assert_array_equal(numbers == number, seen)
+    y, x = (55 * picture_hw[0]) // 120, (75 * picture_hw[1]) // 160
+    assert tuple(layer[y, x, :3]) == (255, 196, 0)
+    y, x = (100 * picture_hw[0]) // 120, (130 * picture_hw[1]) // 160
+    assert tuple(layer[y, x, :3]) == draw.mask_color(7)
+    assert layer[y, x, 3] == round(255 * draw.FILL_ALPHA)

@@ -180,9 +180,9 @@ def test_lab_comes_back_as_the_colours_it_was_made_of() -> None:
 
 
 def test_ycbcr_tiff_is_converted() -> None:
-    """Within rounding of the way there and back."""
+    """Within rounding of the way there and back. Compressed: Pillow 12 can't read back what it writes without."""
     ycbcr = PillowImage.fromarray(PICTURE).convert("YCbCr")
-    back = images.decode_image(save(ycbcr, "TIFF")).pixels
+    back = images.decode_image(save(ycbcr, "TIFF", compression="tiff_lzw")).pixels
     assert np.abs(back.astype(int) - PICTURE).max() <= 3
 
 

@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 from export.cli import main
-from export.runs import iterate_rows, read_run
 from labeler import storage
+from labeler.runs import iterate_rows, read_run
 
 FILTERS = ["--max-masks-per-image", "20", "--max-area-ratio", "0.95"]
 

@@ -1,18 +1,23 @@
-"""A run's folder, read shard by shard: what was frozen, which shards are committed, the rows of a table.
+"""A run's folder, read shard by shard: what was frozen, which shards are committed, the rows of a table, the photos.
 
-Must not know any format: rows leave as plain dictionaries. Holds one part of one table in memory at a time.
+Must not know any format: rows leave as plain dictionaries. Holds one part of one table in memory at a time. What people
+decided about the masks (``labeler.reviews``) is applied here, where images meet their masks, for all who read a run.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from labeler import storage, tables
-from labeler.errors import OptionsError, StorageError
+from labeler.errors import ImageError, OptionsError, StorageError
+from labeler.images import decode_image
 from labeler.options import MaskOptions
+from labeler.pictures import read_picture
+from labeler.reviews import Reviews, read_reviews
+from labeler.types import Image
 
 Row = dict[str, Any]
 """One row of a table, by column."""
@@ -74,6 +79,7 @@ class Run:
         num_images, num_shards: what was planned.
         shards: the committed shards, in order; only these count.
         prompts: what it was given, where its masks are those of prompts.
+        reviews: what people decided about its masks since.
     """
 
     output: str
@@ -87,6 +93,7 @@ class Run:
     num_shards: int
     shards: tuple[int, ...]
     prompts: PromptsRecord | None = None
+    reviews: Reviews = field(default_factory=Reviews)
 
     @property
     def num_missing_shards(self) -> int:
@@ -94,11 +101,11 @@ class Run:
         return self.num_shards - len(self.shards)
 
 
-def read_run(output: str) -> Run:
-    """What stands in a run's folder.
+def read_run(output: str, *, ignore_review: bool = False) -> Run:
+    """What stands in a run's folder, with its review unless that is to be ignored.
 
     Raises:
-        OptionsError: no run was frozen there, or another version of this program wrote it.
+        OptionsError: no run was frozen there, or another version of this program wrote it; the review is another run's.
         StorageError: it can't be read.
     """
     uri = storage.join(output, "run.json")
@@ -112,6 +119,9 @@ def read_run(output: str) -> Run:
         raise OptionsError(f"{uri} is not a run this version can read: {str(error).splitlines()[0]}") from error
     if record.schema_version != tables.SCHEMA_VERSION:
         raise OptionsError(f"{uri} has schema version {record.schema_version}; this version reads {tables.SCHEMA_VERSION}")
+    reviews = Reviews()
+    if not ignore_review:
+        reviews = read_reviews(output, options=record.options, model_sha256=record.model.sha256)
     return Run(
         output=output,
         input=record.input,
@@ -124,6 +134,7 @@ def read_run(output: str) -> Run:
         num_shards=record.num_shards,
         shards=tuple(sorted(tables.list_committed_shards(output))),
         prompts=record.prompts_plan,
+        reviews=reviews,
     )
 
 
@@ -152,19 +163,38 @@ def iterate_rows(
 def iterate_images(
     run: Run, *, columns: Sequence[str], mask_columns: Sequence[str], shards: Sequence[int] | None = None
 ) -> Iterator[tuple[Row, list[Row]]]:
-    """Every image with its masks, in order of image_id, of all committed shards or of these.
+    """Every image with its masks as they stand after the review, in order of image_id, of all committed shards or of these.
 
     Both lists of columns hold ``image_id``. One part of each table is in memory, and one image's masks as rows.
     """
+    read = list(dict.fromkeys([*mask_columns, "mask_id"]))
     for shard in run.shards if shards is None else shards:
-        masks = groupby(iterate_rows(run, table="masks", columns=mask_columns, shards=[shard]), lambda row: row["image_id"])
+        masks = groupby(iterate_rows(run, table="masks", columns=read, shards=[shard]), lambda row: row["image_id"])
         image_id, group = next(masks, (None, iter(())))
         for row in iterate_rows(run, table="images", columns=columns, shards=[shard]):
-            if row["image_id"] != image_id:
-                yield row, []
-                continue
-            yield row, list(group)
-            image_id, group = next(masks, (None, iter(())))
+            rows: list[Row] = []
+            if row["image_id"] == image_id:
+                rows = list(group)
+                image_id, group = next(masks, (None, iter(())))
+            yield row, run.reviews.apply(rows, image_id=row["image_id"])
         if image_id is not None:
             part = tables.part_name("masks", shard)
             raise StorageError(f"{run.output}/{part} has masks of image {image_id}, which its images part does not")
+
+
+def read_photo(row: Row, run: Run) -> Image:
+    """The photo of a row of the images table (uri, width, height), decoded as it was labeled.
+
+    Raises:
+        ImageError: it is not there any more, or not what it was.
+    """
+    try:
+        data = read_picture(row["uri"], image_column=run.image_column)
+    except FileNotFoundError as error:
+        raise ImageError("missing", "it is not there any more") from error
+    except PermissionError as error:
+        raise ImageError("forbidden", "permission denied") from error
+    image = decode_image(data, exif=run.options.exif, max_pixels=run.options.max_pixels)
+    if image.hw != (row["height"], row["width"]):
+        raise ImageError("changed", "its size is not what it was when it was labeled")
+    return image

@@ -1,0 +1,165 @@
+"""A finished run to look through and to review: its images in an order, their masks as they stand, what is decided.
+
+Must not know pages or models. The run's own tables are only read; a decision is a new file (``labeler.reviews``), and
+others' decisions are seen when an image is shown again.
+"""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+
+from labeler import rle, tables
+from labeler.errors import OptionsError
+from labeler.reviews import Decision, MaskKey, ReviewedMask, Row, Verdict, new_drawn_id, read_reviews, write_decision
+from labeler.runs import Run, iterate_rows
+from labeler.types import MaskSet, UInt32
+
+Order = Literal["as in the run", "most masks", "fewest masks", "lowest score", "failures first"]
+ORDERS: tuple[Order, ...] = ("as in the run", "most masks", "fewest masks", "lowest score", "failures first")
+
+_IMAGE_COLUMNS = (
+    "image_id", "file_name", "uri", "width", "height", "status", "error_kind", "error_message", "num_masks",
+)  # fmt: skip
+_MASK_COLUMNS = ("image_id", "mask_id", *(name for name in tables.MASKS_SCHEMA.names if name not in ("image_id", "mask_id")))
+_KEPT_SHARDS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class RunImage:
+    """One image of the run: its place in it, its shard, its row of the images table."""
+
+    place: int
+    shard: int
+    row: Row
+
+
+class ReviewDesk:
+    """A run and its review, as far as it is known here. Safe to use from several threads.
+
+    Args:
+        run: what is committed of it counts.
+
+    Raises:
+        OptionsError: nothing is.
+        StorageError: a part can't be read.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self._lock = threading.Lock()
+        self._reviews = run.reviews
+        shards = [(s, row) for s in run.shards for row in iterate_rows(run, table="images", columns=_IMAGE_COLUMNS, shards=[s])]
+        self.images = tuple(RunImage(place, shard, row) for place, (shard, row) in enumerate(shards))
+        if not self.images:
+            raise OptionsError(f"{run.output} has no committed images to show")
+        self._read_shard = lru_cache(maxsize=_KEPT_SHARDS)(self._read_shard_anew)
+
+    def sort(self, order: Order) -> list[int]:
+        """The places of all images in an order; equal ones as in the run."""
+        rows = [image.row for image in self.images]
+        if order == "most masks":
+            return sorted(range(len(rows)), key=lambda i: -rows[i]["num_masks"])
+        if order == "fewest masks":
+            return sorted(range(len(rows)), key=lambda i: (rows[i]["status"] != "ok", rows[i]["num_masks"]))
+        if order == "failures first":
+            return sorted(range(len(rows)), key=lambda i: rows[i]["status"] == "ok")
+        if order == "lowest score":
+            means = self._measure_scores()
+            return sorted(range(len(rows)), key=lambda i: means.get(rows[i]["image_id"], np.inf))
+        return list(range(len(rows)))
+
+    def list_masks(self, image: RunImage) -> list[ReviewedMask]:
+        """The masks of an image as they stand, those that are rejected too. Others' new decisions are read first."""
+        self._refresh()
+        rows = self._read_shard(image.shard).get(image.row["image_id"], [])
+        return self._reviews.list_masks(rows, image_id=image.row["image_id"])
+
+    def find_decision(self, key: MaskKey) -> Decision | None:
+        """What holds of a mask, where anything was decided."""
+        return self._reviews.standing.get(key)
+
+    def toggle(self, image: RunImage, mask: ReviewedMask) -> Decision:
+        """Reject a mask, or take one back that is rejected."""
+        before = self.find_decision(mask.key)
+        changed = None if before is None else before.mask
+        verdict: Verdict = "reject"
+        if mask.verdict == "reject":
+            verdict = "restore" if changed is None else "draw" if isinstance(mask.key[1], str) else "refine"
+        return self._decide(Decision(key=mask.key, verdict=verdict, file_name=image.row["file_name"], mask=changed))
+
+    def put(self, image: RunImage, mask: MaskSet, *, key: MaskKey | None) -> Decision:
+        """Put one mask in the place of another, or add it where ``key`` is None."""
+        image_id = image.row["image_id"]
+        verdict: Verdict = "draw" if key is None or isinstance(key[1], str) else "refine"
+        row = tables.masks_to_batch(mask, image_id=image_id, file_name=image.row["file_name"]).to_pylist()[0]
+        key = key or (image_id, new_drawn_id())
+        return self._decide(Decision(key=key, verdict=verdict, file_name=image.row["file_name"], mask=row))
+
+    def take_back(self, decision: Decision, before: Decision | None) -> Decision:
+        """Decide what held of a mask before a decision; what others decided about it since is taken back, too."""
+        if before is not None:
+            return self._decide(before)
+        verdict: Verdict = "reject" if decision.is_drawn else "restore"
+        return self._decide(replace(decision, verdict=verdict, mask=decision.mask if decision.is_drawn else None))
+
+    def count(self) -> dict[str, int]:
+        """How many masks of the run are rejected, refined and drawn, as far as it is known."""
+        return dict(self._reviews.count())
+
+    def _decide(self, decision: Decision) -> Decision:
+        with self._lock:
+            reviews = write_decision(
+                self.run.output,
+                decision,
+                options=self.run.options,
+                model_sha256=self.run.model_sha256,
+                after=self._reviews,
+            )
+            self._reviews = reviews
+            return reviews.standing[decision.key]
+
+    def _refresh(self) -> None:
+        with self._lock:
+            self._reviews = read_reviews(
+                self.run.output, options=self.run.options, model_sha256=self.run.model_sha256, known=self._reviews
+            )
+
+    def _read_shard_anew(self, shard: int) -> dict[int, list[Row]]:
+        """The rows of a shard's masks, by image."""
+        columns = _MASK_COLUMNS
+        rows: dict[int, list[Row]] = {}
+        for row in iterate_rows(self.run, table="masks", columns=columns, shards=[shard]):
+            rows.setdefault(row["image_id"], []).append(row)
+        return rows
+
+    def _measure_scores(self) -> dict[int, float]:
+        """The mean predicted IoU of each image's masks, as the run made them."""
+        sums: dict[int, list[float]] = {}
+        for row in iterate_rows(self.run, table="masks", columns=("image_id", "predicted_iou")):
+            sums.setdefault(row["image_id"], []).append(row["predicted_iou"])
+        return {image_id: float(np.mean(scores)) for image_id, scores in sums.items()}
+
+
+def find_mask(masks: Sequence[ReviewedMask], xy: tuple[float, float]) -> ReviewedMask | None:
+    """The smallest mask at a point of the image; one that is rejected only where no other is."""
+    hit = [mask for mask in masks if _holds(mask.row, xy)]
+    return min(hit, key=lambda mask: (mask.verdict == "reject", mask.row["area"]), default=None)
+
+
+def row_to_runs(row: Row) -> UInt32:
+    """The run lengths of a row of the masks table."""
+    return rle.counts_to_runs(row["segmentation"]["counts"])
+
+
+def _holds(row: Row, xy: tuple[float, float]) -> bool:
+    height, width = row["segmentation"]["size"]
+    x, y = min(int(xy[0]), width - 1), min(int(xy[1]), height - 1)
+    left, top, w, h = row["bbox"]
+    if not (left <= x < left + w and top <= y < top + h):
+        return False
+    crop = rle.runs_to_crop(row_to_runs(row), image_hw=(height, width), box_xywh=(x, y, 1, 1))
+    return bool(crop[0, 0])

@@ -1,0 +1,288 @@
+"""The page over a finished run: look through its images, reject masks, refine them, draw new ones. Gradio, made of ``widgets``.
+
+Must not know HTTP or files: ``review_desk`` reads the run and writes what is decided. One tab's state is one value.
+"""
+
+import html
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import gradio as gr
+
+from labeler.draw import CHOSEN, REJECTED
+from labeler.errors import ImageError, LabelerError
+from labeler.review_desk import ORDERS, Order, ReviewDesk, RunImage, find_mask, row_to_runs
+from labeler.reviews import Decision, MaskKey, ReviewedMask
+from labeler.runs import read_photo
+from labeler.scene import Scene, make_empty_scene, make_scene
+from labeler.session import Asked, Desk
+from labeler.storage import decode_name
+from labeler.types import Image
+from labeler.widgets import (
+    MODE_INFO,
+    MODES,
+    Mode,
+    click,
+    describe_error,
+    drag,
+    list_answers,
+    listen,
+    make_blocks,
+    make_stage,
+    read_point,
+    say,
+    say_error,
+)
+
+Doing = Literal["Reject", "Refine", "Draw"]
+
+MAX_NAMES = 1000
+"""Images in the list to choose from, around the one that is shown; the buttons reach all."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunView:
+    """What one tab shows.
+
+    Attributes:
+        order: the places of the run's images, as they are gone through; ``position`` is where.
+        pictured: the image whose picture was sent.
+        doing: what a click does.
+        target: the mask that is being refined.
+        asked: what was clicked to refine or draw, and the answers.
+        decided: the decisions of this tab, each with what held before; the last may be taken back.
+    """
+
+    order: tuple[int, ...]
+    position: int = 0
+    pictured: int | None = None
+    doing: Doing = "Reject"
+    target: MaskKey | None = None
+    asked: Asked = field(default_factory=Asked)
+    decided: tuple[tuple[int, Decision, Decision | None], ...] = ()
+
+
+class ReviewPage:
+    """The page of one run.
+
+    Args:
+        desk: the model, if there is one.
+        review: the run.
+        title: what stands at the head.
+    """
+
+    def __init__(self, desk: Desk, review: ReviewDesk, *, title: str) -> None:
+        self._desk, self._review, self._title = desk, review, title
+
+    def build(self) -> Any:
+        """Lay the page out and connect it: gradio's Blocks."""
+        can_ask = self._desk.predictor is not None
+        with make_blocks("SAM labeler: review") as page:
+            view = gr.State(lambda: RunView(tuple(self._review.sort(ORDERS[0]))))
+            gr.HTML(f'<div class="heading"><b>SAM labeler: review</b><span>{html.escape(self._title)}</span></div>')
+            with gr.Row():
+                with gr.Column(scale=7, min_width=480):
+                    status = gr.HTML(elem_classes="status", elem_id="status")
+                    stage = make_stage()
+                with gr.Column(scale=3, min_width=300):
+                    order = gr.Dropdown(list(ORDERS), value=ORDERS[0], label="Images", elem_id="order")
+                    names = gr.Dropdown([], show_label=False, container=False, elem_id="photo-name")
+                    with gr.Row():
+                        before = gr.Button("Previous", size="sm", min_width=90, elem_id="previous")
+                        after = gr.Button("Next", size="sm", min_width=90, elem_id="next")
+                    doings = ["Reject", "Refine", "Draw"] if can_ask else ["Reject"]
+                    doing = gr.Radio(doings, value="Reject", label="A click", info=_DOING_INFO[can_ask], elem_id="doing")
+                    mode = gr.Radio(list(MODES), value="Add", show_label=False, info=MODE_INFO, visible=False, elem_id="mode")
+                    answers = gr.Radio([], label="Which did you mean?", visible=False, elem_id="answers")
+                    with gr.Row():
+                        undo = gr.Button("Undo", size="md", min_width=90, elem_id="undo")
+                        save = gr.Button(
+                            "Save mask",
+                            variant="primary",
+                            size="md",
+                            min_width=90,
+                            visible=can_ask,
+                            interactive=False,
+                            elem_id="save",
+                        )
+                    tally = gr.HTML(elem_classes="status", elem_id="tally")
+            shown = [view, stage, status, names, answers, mode, save, tally]
+            listen(page.load, self._show, [view], shown)
+            listen(order.select, self._sort, [view, order], shown)
+            listen(names.select, self._choose, [view, names], shown)
+            listen(before.click, lambda view: self._turn(view, -1), [view], shown)
+            listen(after.click, lambda view: self._turn(view, 1), [view], shown)
+            listen(stage.turned, self._turn_by_key, [view], shown)
+            listen(doing.input, self._do, [view, doing], shown)
+            listen(stage.clicked, self._click, [view, mode], shown)
+            listen(stage.boxed, self._drag, [view], shown)
+            listen(answers.input, self._pick, [view, answers], shown)
+            listen(undo.click, self._undo, [view], shown)
+            listen(stage.undone, self._undo, [view], shown)
+            listen(save.click, self._save, [view], shown)
+        return page
+
+    def _get_image(self, view: RunView) -> RunImage:
+        return self._review.images[view.order[view.position]]
+
+    def _read(self, image: RunImage) -> Image:
+        if image.row["status"] != "ok":
+            raise ImageError("internal", f"{image.row['error_kind']}: {image.row['error_message']}")
+        return self._desk.open(str(image.row["image_id"]), lambda: read_photo(image.row, self._review.run))
+
+    def _sort(self, view: RunView, order: Order) -> tuple[Any, ...]:
+        return self._show(_leave(replace(view, order=tuple(self._review.sort(order)), position=0)))
+
+    def _choose(self, view: RunView, position: int) -> tuple[Any, ...]:
+        return self._show(_leave(replace(view, position=min(max(int(position), 0), len(view.order) - 1))))
+
+    def _turn(self, view: RunView, by: int) -> tuple[Any, ...]:
+        return self._show(_leave(replace(view, position=(view.position + by) % len(view.order))))
+
+    def _turn_by_key(self, view: RunView, data: gr.EventData) -> tuple[Any, ...]:
+        return self._turn(view, 1 if data.by == 1 else -1)
+
+    def _do(self, view: RunView, doing: Doing) -> tuple[Any, ...]:
+        return self._show(replace(_leave(view), doing=doing if self._desk.predictor is not None else "Reject"))
+
+    def _click(self, view: RunView, mode: Mode, data: gr.EventData) -> tuple[Any, ...]:
+        image = self._get_image(view)
+        try:
+            photo = self._read(image)
+            if view.doing == "Draw" or view.target is not None:
+                return self._ask(view, click(view.asked, data, image=photo, mode=mode))
+            mask = find_mask(self._review.list_masks(image), read_point(data, photo))
+            if mask is None:
+                return self._show(view, note="there is no mask")
+            if view.doing == "Refine":
+                return self._show(replace(view, target=mask.key, asked=Asked(refined=row_to_runs(mask.row))))
+            before = self._review.find_decision(mask.key)
+            decision = self._review.toggle(image, mask)
+            return self._show(replace(view, decided=(*view.decided, (view.order[view.position], decision, before))))
+        except LabelerError as error:
+            return self._show(view, error=describe_error(error))
+
+    def _drag(self, view: RunView, data: gr.EventData) -> tuple[Any, ...]:
+        if view.doing != "Draw" and view.target is None:
+            return self._show(view)
+        try:
+            return self._ask(view, drag(view.asked, data, image=self._read(self._get_image(view))))
+        except LabelerError as error:
+            return self._show(view, error=describe_error(error))
+
+    def _ask(self, view: RunView, asked: Asked) -> tuple[Any, ...]:
+        image = self._get_image(view)
+        answered = self._desk.ask(asked, key=str(image.row["image_id"]), image=self._read(image))
+        return self._show(replace(view, asked=answered))
+
+    def _pick(self, view: RunView, number: int) -> tuple[Any, ...]:
+        return self._show(replace(view, asked=replace(view.asked, chosen=int(number))))
+
+    def _undo(self, view: RunView) -> tuple[Any, ...]:
+        """The last click that is not saved yet; where there is none, the last decision of this tab."""
+        try:
+            if len(view.asked.steps) > 1:
+                return self._ask(view, replace(view.asked, steps=view.asked.steps[:-1]))
+            if view.target is not None:
+                return self._show(_leave(view))
+            if not view.decided:
+                return self._show(view, note="nothing was decided here yet")
+            place, decision, before = view.decided[-1]
+            self._review.take_back(decision, before)
+            position = view.order.index(place)
+            return self._show(replace(_leave(view), position=position, decided=view.decided[:-1]))
+        except LabelerError as error:
+            return self._show(view, error=describe_error(error))
+
+    def _save(self, view: RunView) -> tuple[Any, ...]:
+        mask = view.asked.mask
+        if mask is None:
+            return self._show(view, note="there is no new mask yet: click first")
+        before = None if view.target is None else self._review.find_decision(view.target)
+        try:
+            decision = self._review.put(self._get_image(view), mask, key=view.target)
+        except LabelerError as error:
+            return self._show(view, error=describe_error(error))
+        return self._show(replace(_leave(view), decided=(*view.decided, (view.order[view.position], decision, before))))
+
+    def _show(self, view: RunView, *, note: str = "", error: str = "") -> tuple[Any, ...]:
+        """The view as it stands: for the stage, the line above it, and what is beside it."""
+        image = self._get_image(view)
+        try:
+            scene, words = self._make_scene(view, image)
+            view = replace(view, pictured=image.place)
+        except LabelerError as fault:
+            scene, words = make_empty_scene(describe_error(fault), failed=True), say(note=_name(image))
+            view = replace(view, pictured=None)
+        if note or error:
+            words = say_error(error) if error else say(note=note)
+        first = max(0, min(view.position - MAX_NAMES // 2, len(view.order) - MAX_NAMES))
+        listed = range(first, min(first + MAX_NAMES, len(view.order)))
+        choices = [(f"{i + 1}  {_describe_image(self._review.images[view.order[i]])}", i) for i in listed]
+        answers = list_answers(view.asked)
+        tally = [(what, number) for what, number in self._review.count().items()]
+        return (
+            view,
+            scene,
+            words,
+            gr.Dropdown(choices, value=view.position),
+            gr.Radio(answers, value=view.asked.chosen, visible=True) if answers else gr.Radio(visible=False),
+            gr.Radio(visible=view.doing == "Draw" or view.target is not None),
+            gr.Button(interactive=view.asked.mask is not None),
+            say(*tally, note="in the whole run"),
+        )
+
+    def _make_scene(self, view: RunView, image: RunImage) -> tuple[Scene, str]:
+        photo = self._read(image)
+        if view.doing != "Reject":
+            self._desk.prepare(str(image.row["image_id"]), photo)
+        masks = self._review.list_masks(image)
+        is_asking = view.target is not None or not view.asked.clicks.is_empty or view.asked.clicks.corner_xy is not None
+        common: dict[str, Any] = {"photo_id": str(image.place), "has_photo": view.pictured == image.place}
+        if is_asking:
+            new, old = view.asked.mask, view.asked.refined
+            runs = ([] if old is None else [old]) + ([] if new is None else [new.runs(0)])
+            colors = [CHOSEN if new is None else REJECTED][: old is not None] + [CHOSEN][: new is not None]
+            scene = make_scene(photo, masks=runs, colors=colors, clicks=view.asked.clicks, **common)
+            if new is None:
+                return scene, say(note="click what belongs to it, or what does not; then save")
+            scores = ("predicted IoU", f"{new.predicted_iou[0]:.3f}"), ("stability", f"{new.stability_score[0]:.3f}")
+            return scene, say(*scores, ("area", f"{new.areas[0]:,} px"), note="not saved yet")
+        scene = make_scene(
+            photo,
+            masks=[row_to_runs(mask.row) for mask in masks],
+            colors=[REJECTED if mask.verdict == "reject" else mask.row["mask_id"] for mask in masks],
+            tips=[_describe_mask(mask) for mask in masks],
+            can_click=view.doing == "Draw",
+            **common,
+        )
+        num_kept = sum(mask.verdict != "reject" for mask in masks)
+        figures = [("masks", num_kept), ("rejected", len(masks) - num_kept), ("size", f"{photo.hw[1]} x {photo.hw[0]}")]
+        return scene, say(*figures, note=_name(image))
+
+
+_DOING_INFO = {
+    False: "on a mask rejects it; once more takes it back.",
+    True: "rejects a mask (once more takes it back), chooses one to refine, or draws a new one.",
+}
+
+
+def _leave(view: RunView) -> RunView:
+    """Without what was clicked and not saved."""
+    return replace(view, target=None, asked=Asked())
+
+
+def _name(image: RunImage) -> str:
+    return decode_name(image.row["file_name"]).encode("utf-8", "replace").decode()
+
+
+def _describe_image(image: RunImage) -> str:
+    found = f"{image.row['num_masks']} masks" if image.row["status"] == "ok" else image.row["error_kind"]
+    return f"{_name(image)} · {found}"
+
+
+def _describe_mask(mask: ReviewedMask) -> str:
+    row = mask.row
+    what = {"reject": ", rejected", "refine": ", refined", "draw": ", drawn"}.get(mask.verdict or "", "")
+    scores = f"predicted IoU {row['predicted_iou']:.3f}\nstability {row['stability_score']:.3f}"
+    return f"mask {row['mask_id']}{what}\n{scores}\narea {row['area']:,} px"

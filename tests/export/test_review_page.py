@@ -1,0 +1,153 @@
+"""The page over a finished run, in a browser; what is decided there, as the exports see it."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import page_server
+import pytest
+from pycocotools import mask as coco_mask
+
+import export.cli
+
+HW = (120, 160)
+BIG, SMALL, EDGE = (10, 10, 90, 90), (30, 30, 50, 50), (95, 120, 115, 150)
+PLACES = {"big": (80, 80), "small": (40, 40), "edge": (135, 105)}
+
+
+def box(y0: int, x0: int, y1: int, x1: int) -> np.ndarray:
+    mask = np.zeros(HW, bool)
+    mask[y0:y1, x0:x1] = True
+    return mask
+
+
+MASKS = [box(*corners) for corners in (BIG, SMALL, EDGE)]
+
+
+@pytest.fixture
+def run(make_run: Any) -> Path:
+    """Three masks; one, of a higher score; none; one image that failed."""
+    images = [("a.png", HW, MASKS), ("b.png", HW, MASKS[:1]), ("<b>none</b>.png", HW, []), ("bad.png", None, [])]
+    return make_run(images)
+
+
+@pytest.fixture
+def open_tab(browser: Any, run: Path) -> Iterator[Callable[..., page_server.Tab]]:
+    """Opens tabs of one page over the run; arguments of the first go to its server."""
+    tabs: list[page_server.Tab] = []
+    with ExitStack() as stack:
+        urls: list[str] = []
+
+        def open_one(*arguments: Any) -> page_server.Tab:
+            if not urls:
+                urls.append(stack.enter_context(page_server.serve("--run", run, *arguments)))
+            tabs.append(page_server.Tab(browser, urls[0]))
+            return tabs[-1]
+
+        yield open_one
+        for tab in tabs:
+            tab.close()
+
+
+def export_masks(run: Path, *options: str) -> dict[str, list[np.ndarray]]:
+    """The masks of ``export coco`` by the image's name."""
+    target = run.parent / "coco.json"
+    assert export.cli.main(["coco", str(run), str(target), *options]) == 0
+    record = json.loads(target.read_text())
+    names = {image["id"]: image["file_name"] for image in record["images"]}
+    masks: dict[str, list[np.ndarray]] = {name: [] for name in names.values()}
+    for annotation in record["annotations"]:
+        masks[names[annotation["image_id"]]].append(coco_mask.decode(annotation["segmentation"]).astype(bool))
+    return masks
+
+
+def equal(masks: list[np.ndarray], expected: list[np.ndarray]) -> bool:
+    return len(masks) == len(expected) and all(np.array_equal(a, b) for a, b in zip(masks, expected, strict=True))
+
+
+def test_reject_then_export_leaves_that_mask_out(open_tab: Any, run: Path) -> None:
+    """The smallest mask under the click; once more takes it back, and so does undo; the run's tables stay."""
+    tab = open_tab()
+    assert tab.says("masks 3")
+    assert np.array_equal(tab.read_layer(), MASKS[0] | MASKS[1] | MASKS[2])
+    tab.click(*PLACES["small"])
+    assert tab.says("masks 2")
+    assert equal(export_masks(run)["a.png"], [MASKS[0], MASKS[2]])
+    assert equal(export_masks(run, "--ignore-review")["a.png"], MASKS)
+    tab.click(*PLACES["big"])
+    assert equal(export_masks(run)["a.png"], [MASKS[2]])
+    tab.click(*PLACES["small"])
+    assert equal(export_masks(run)["a.png"], [MASKS[1], MASKS[2]])
+    for left in ([MASKS[2]], [MASKS[0], MASKS[2]], MASKS):
+        tab.act(lambda: tab.page.locator("#undo").click())
+        assert equal(export_masks(run)["a.png"], left)
+
+
+def test_the_page_is_gone_through_in_any_order(open_tab: Any) -> None:
+    """By masks, score or failure; with buttons, arrow keys and the list; a failed image says why; names are texts."""
+    tab = open_tab()
+    firsts = {"fewest masks": "<b>none</b>.png", "most masks": "a.png", "lowest score": "a.png"}
+    for order, first in {"failures first": "", **firsts}.items():
+        tab.page.locator("#order input").click()
+        tab.act(lambda order=order: tab.page.get_by_role("option", name=order).click())
+        if first:
+            assert tab.says(first)
+        else:
+            assert "truncated: ends too early" in tab.page.locator(".stage .error").inner_text()
+    tab.act(lambda: tab.page.locator("#next").click())
+    assert tab.says("b.png")
+    tab.act(lambda: tab.page.keyboard.press("ArrowRight"))
+    assert tab.says("<b>none</b>.png")
+    tab.act(lambda: tab.page.locator("#previous").click())
+    assert tab.says("b.png")
+    tab.choose_photo("a.png")
+    assert tab.says("a.png")
+    tab.page.mouse.move(*tab.place(*PLACES["small"]))
+    tab.page.wait_for_timeout(200)
+    assert tab.page.locator(".stage .tip").inner_text() == "mask 1\npredicted IoU 0.760\nstability 0.945\narea 400 px"
+
+
+def test_masks_are_refined_and_drawn(open_tab: Any, run: Path, prototype_folder: Path) -> None:
+    """With a model: another mask takes the place of the clicked one, a new one is added; undo takes back either."""
+    tab = open_tab("--model", prototype_folder)
+    tab.choose("doing", "Refine")
+    tab.page.locator("#mode").wait_for(state="hidden")
+    tab.click(*PLACES["edge"])
+    tab.click(130, 100)
+    assert tab.says("not saved yet")
+    new = tab.read_layer()
+    assert equal(export_masks(run)["a.png"], MASKS)
+    tab.act(lambda: tab.page.locator("#save").click())
+    refined = export_masks(run)["a.png"]
+    assert equal(refined[:2], MASKS[:2])
+    assert len(refined) == 3
+    assert not np.array_equal(refined[2], MASKS[2])
+    assert (refined[2] <= new).all()
+    tab.choose("doing", "Draw")
+    tab.page.locator("#mode").wait_for()
+    tab.drag(20, 20, 100, 80)
+    drawn = tab.read_layer()
+    tab.act(lambda: tab.page.locator("#save").click())
+    assert tab.says("masks 4")
+    tab.page.locator("#tally").get_by_text("refined 1").wait_for()
+    assert np.array_equal(export_masks(run)["a.png"][3], drawn)
+    tab.act(lambda: tab.page.locator("#undo").click())
+    assert len(export_masks(run)["a.png"]) == 3
+    tab.act(lambda: tab.page.locator("#undo").click())
+    assert equal(export_masks(run)["a.png"], MASKS)
+
+
+def test_two_tabs_lose_nothing(open_tab: Any, run: Path) -> None:
+    """Each rejects another mask without having seen the other's; each sees both when it shows the image again."""
+    first, second = open_tab(), open_tab()
+    first.click(*PLACES["small"])
+    second.click(*PLACES["edge"])
+    assert equal(export_masks(run)["a.png"], [MASKS[0]])
+    first.act(lambda: first.page.locator("#next").click())
+    first.act(lambda: first.page.locator("#previous").click())
+    assert first.says("rejected 2")
+    second.act(lambda: second.page.locator("#undo").click())
+    assert equal(export_masks(run)["a.png"], [MASKS[0], MASKS[2]])

@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 DEMO_VENV := .venv-demo
+TINY := labeler/assets/tiny
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test parity lint format clean
@@ -21,23 +22,9 @@ $(DEMO_VENV)/ready: pyproject.toml constraints.txt
 	$(DEMO_VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[demo]'
 	touch $@
 
-# Until a trained model is embedded, a small one that stands under tests/ is converted for the demo.
-ifneq ($(wildcard labeler/assets/tiny/model.json),)
-DEMO_MODEL := tiny
-else
-DEMO_MODEL := demo/model
-DEMO_OPTIONS := --points-per-side 24 --pred-iou-thresh 0.25 --stability-score-thresh 0.3 --stability-score-offset 0.3 --min-mask-region-area 100
-demo: demo/model
-endif
-
-demo/model: $(VENV)/ready
-	$(VENV)/bin/python -m labeler convert --model-type tests/data/prototype/arch.json \
-		--checkpoint tests/data/prototype/state_f16.pth --output $@
-
 demo: $(DEMO_VENV)/ready ## label ten real photos on this machine, without torch
 	$(DEMO_VENV)/bin/python benchmarks/demo_photos.py demo/photos
-	$(DEMO_VENV)/bin/python -m jobs label --input demo/photos --output demo/labels --model $(DEMO_MODEL) \
-		--images-per-shard 2 $(DEMO_OPTIONS)
+	$(DEMO_VENV)/bin/python -m jobs label --input demo/photos --output demo/labels --model tiny --images-per-shard 2
 	$(DEMO_VENV)/bin/python -m jobs verify demo/labels
 	$(DEMO_VENV)/bin/python -m export coco demo/labels demo/coco.json
 	$(DEMO_VENV)/bin/python -m export preview demo/labels demo/preview
@@ -65,16 +52,16 @@ parity: $(VENV)/ready ## the whole matrix against segment-anything in PyTorch (l
 soak: $(VENV)/ready ## forty kills at random moments, and a cluster without packages (long, downloads)
 	$(VENV)/bin/python -m pytest -m soak -s
 
-scale: $(VENV)/ready demo/model ## ten million keys, a hundred thousand shards, two workers against two plain processes (long)
+scale: $(VENV)/ready ## ten million keys, a hundred thousand shards, two workers against two plain processes (long)
 	$(VENV)/bin/python benchmarks/plan_keys.py
 	$(VENV)/bin/python benchmarks/schedule_shards.py
 	$(VENV)/bin/python benchmarks/many_shards.py
-	$(VENV)/bin/python benchmarks/against_plain.py demo/model
+	$(VENV)/bin/python benchmarks/against_plain.py $(TINY)
 
 .PHONY: bench
-bench: $(VENV)/ready demo/model ## full-size vit_b beside PyTorch: README's table of speeds (long)
+bench: $(VENV)/ready ## full-size vit_b beside PyTorch: README's table of speeds (long)
 	$(VENV)/bin/python benchmarks/whole_generator.py --folder bench/vit_b
-	$(VENV)/bin/python benchmarks/after_decoder.py --model demo/model
+	$(VENV)/bin/python benchmarks/after_decoder.py --model $(TINY)
 	$(VENV)/bin/python -m jobs bench --model bench/vit_b
 
 # ---- interop: every export read by its consumer's own loader, each in an environment of its own.

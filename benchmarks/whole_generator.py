@@ -207,7 +207,8 @@ def pick_threshold(best_iou: np.ndarray, kept: float) -> float:
     count = round(kept * len(ranked))
     if count == 0:
         return float(ranked[0] + 1e-3)
-    return float(ranked[-1] - 1e-3) if count == len(ranked) else float((ranked[count - 1] + ranked[count]) / 2)
+    # A threshold of 0 or less is no filter, in either program.
+    return max(0.0, float(ranked[-1] - 1e-3)) if count == len(ranked) else float((ranked[count - 1] + ranked[count]) / 2)
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ def label(
     Args:
         input: A folder, a pattern (`*`, `**`, `{00..19}`), a list, COCO file, .tar or .parquet of images; see the README.
         output: The folder to write: two Parquet tables, masks and images, and all that a resume needs.
-        model: A folder made by `labeler convert`, its URI, `tiny` (not in this version yet), or vit_b, vit_l, vit_h.
+        model: A folder made by `labeler convert`, its URI, vit_b, vit_l, vit_h, or `tiny` (embedded, weak).
         prompts: A file of boxes or points, COCO .json, .csv, .jsonl or .parquet: one mask for each, and no others. Names
             images by file name, else by URI.
         config: A TOML file that sets any option of this page; what is typed wins.

@@ -33,7 +33,7 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 
-_MODEL_HELP = "The model: a folder made by `convert`, its URI, `tiny` (not in this version yet), or vit_b, vit_l, vit_h."
+_MODEL_HELP = "The model: a folder made by `convert`, its URI, vit_b, vit_l, vit_h, or `tiny` (embedded, weak)."
 _Model = Annotated[str, Parameter(help=_MODEL_HELP)]
 _STORE_HELP = "KEY=VALUE for fsspec, such as anon=true or photo.profile=work; everywhere or for photo, model, output or a URL."
 _StoreOptions = Annotated[tuple[str, ...], Parameter(negative=(), show_default=False, n_tokens=1, help=_STORE_HELP)]

@@ -1,7 +1,7 @@
 """Measure a trained model: unseen scenes, clicks on human-made regions, and the whole generator against a classical method.
 
-    python -m training.evaluate scenes  --state state.pth --architecture arch.json --photos DIR
-    python -m training.evaluate clicks  --state state.pth --architecture arch.json --regions eval/coco_panoptic
+    python -m training.evaluate scenes  --state state.pth --architecture tiny.json --photos DIR
+    python -m training.evaluate clicks  --state state.pth --architecture tiny.json --regions eval/coco_panoptic
     python -m training.evaluate masks   --model FOLDER --regions eval/coco_panoptic
 
 Must not know how the model was trained.

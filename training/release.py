@@ -35,7 +35,7 @@ from training.train import CHECKPOINT
 
 logger = logging.getLogger(__name__)
 
-STATE_NAME, ARCHITECTURE_NAME = "state_f16.pth", "arch.json"
+STATE_NAME, ARCHITECTURE_NAME = "state_f16.pth", "tiny.json"
 TUNING_SEEDS = range(2000, 2016)  # beside the validation scenes, so that those stay unseen
 PRED_IOU_CHOICES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85)
 STABILITY_CHOICES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)

@@ -13,7 +13,7 @@ from typing import Any
 import fsspec
 import pytest
 
-from labeler import architecture, checkpoints, models
+from labeler import architecture, checkpoints
 from labeler.checkpoints import CHECKPOINTS, Checkpoint
 from labeler.errors import ModelError, OptionsError
 from labeler.models import ModelInfo, check_model, find_cache_folder, find_model, model_sha256, read_model_info
@@ -125,13 +125,12 @@ def test_a_local_folder_is_used_where_it_is(tmp_path: Path) -> None:
         find_model(str(folder), cache=cache)
 
 
-def test_tiny_is_the_embedded_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`tiny` is the folder that comes with the package; where it does not, the error says so."""
-    monkeypatch.setattr(models, "TINY_FOLDER", tmp_path / "tiny")
-    with pytest.raises(ModelError, match="tiny is not part of this version"):
-        find_model("tiny")
-    folder = make_folder(tmp_path / "tiny")
-    assert find_model("tiny") == folder
+def test_tiny_is_the_embedded_folder() -> None:
+    """`tiny` is the folder that comes with the package, whole, and small enough to come with it."""
+    folder = find_model("tiny")
+    info = check_model(folder)
+    assert info.model_type == "tiny"
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 12_000_000
 
 
 @pytest.fixture

@@ -40,11 +40,11 @@ def test_equal_regions_of_several_levels_count_once() -> None:
 
 
 def test_a_checkpoints_state_loads_as_its_architecture_says(tmp_path: Path) -> None:
-    """The f16 state and arch.json are all that convert needs."""
+    """The f16 state and tiny.json are all that convert needs."""
     sam = build_model(SMALL)
     torch.save({"sam": sam.state_dict(), "architecture": SMALL}, tmp_path / CHECKPOINT)
     state = write_state(tmp_path, folder=tmp_path / "state")
     assert all(tensor.dtype == torch.float16 for tensor in torch.load(state, weights_only=True).values())
-    loaded = load_sam(state, model_type=str(tmp_path / "state" / "arch.json"))
+    loaded = load_sam(state, model_type=str(tmp_path / "state" / "tiny.json"))
     weight = sam.mask_decoder.iou_token.weight
     assert torch.equal(loaded.mask_decoder.iou_token.weight, weight.half().float())

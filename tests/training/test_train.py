@@ -41,9 +41,10 @@ def test_a_run_goes_on_where_it_was(tmp_path: Path, bank: PhotoBank, caplog: pyt
     """Given more time, a finished run takes more steps from its checkpoint instead of starting again."""
     train(RECIPE, architecture=SMALL, bank=bank, folder=tmp_path)
     first = torch.load(tmp_path / CHECKPOINT, weights_only=True)
-    assert first["step"] >= 2
+    assert first["step"] >= 1
+    more = replace(RECIPE, minutes=(first["trained_s"] + 0.6) / 60)  # However slow the machine was.
     with caplog.at_level("INFO"):
-        train(replace(RECIPE, minutes=0.03), architecture=SMALL, bank=bank, folder=tmp_path)
+        train(more, architecture=SMALL, bank=bank, folder=tmp_path)
     second = torch.load(tmp_path / CHECKPOINT, weights_only=True)
     assert second["step"] > first["step"]
     assert f"going on from step {first['step']}" in caplog.text

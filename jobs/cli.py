@@ -152,15 +152,9 @@ def label(
             if listing is not None and record is not None and listing.num_images:
                 record = extend_run(place, record, listing=listing, check=lease.check)
             assert record is not None  # It stood, or was frozen just now.
-            how: dict[str, Any] = {
-                "job": job,
-                "engine": ENGINE,
-                "signals": signals,
-                "lease": lease,
-                "retry_kinds": kinds,
-                "say": _say,
-            }
-            outcome = complete_run(record, output=place, **how)
+            outcome = complete_run(
+                record, output=place, job=job, engine=ENGINE, signals=signals, lease=lease, retry_kinds=kinds, say=_say
+            )
             print(describe_report(outcome.report, output=output))
             return _judge(outcome, record, job)
         except KeyboardInterrupt:

@@ -29,13 +29,15 @@ from labeler.widgets import (
     click,
     describe_error,
     drag,
-    list_answers,
+    list_figures,
     listen,
     make_blocks,
     make_stage,
+    make_tip,
     read_asset,
     say,
     say_error,
+    show_answers,
 )
 
 SLIDERS = {
@@ -174,7 +176,7 @@ class ClickPage:
         assert view.photo is not None
         image = self._read(view)
         common: dict[str, Any] = {"photo_id": view.photo.key, "has_photo": view.has_photo, "can_drop": True}
-        answers = list_answers(view.asked)
+        choice = gr.Radio(visible=False) if view.found is not None else show_answers(view.asked)
         if view.found is not None:
             masks = view.found
             scene = make_scene(
@@ -186,13 +188,11 @@ class ClickPage:
             )
             words = view.photo.name if len(masks) else "nothing passed the thresholds: lower them"
             status = say(("masks", len(masks)), ("size", f"{image.hw[1]} x {image.hw[0]}"), note=words)
-            answers = []
         else:
             mask = view.asked.mask
             masks_shown = [] if mask is None else [mask.runs(0)]
             scene = make_scene(image, masks=masks_shown, colors=[0], clicks=view.asked.clicks, **common)
             status = _describe_answer(view, image)
-        choice = gr.Radio(answers, value=view.asked.chosen, visible=True) if answers else gr.Radio(visible=False)
         return replace(view, has_photo=True), scene, status, choice
 
     def _ask(self, view: View, change: Callable[[Asked, Image], Asked]) -> tuple[Any, ...]:
@@ -243,8 +243,8 @@ class ClickPage:
 
 
 def _describe_mask(masks: MaskSet, i: int) -> str:
-    scores = f"predicted IoU {masks.predicted_iou[i]:.3f}\nstability {masks.stability_score[i]:.3f}"
-    return f"mask {i}\n{scores}\narea {masks.areas[i]:,} px"
+    scores = {"predicted_iou": masks.predicted_iou[i], "stability_score": masks.stability_score[i]}
+    return make_tip(f"mask {i}", **scores, area=masks.areas[i])
 
 
 def _describe_answer(view: View, image: Image) -> str:
@@ -257,6 +257,4 @@ def _describe_answer(view: View, image: Image) -> str:
         if clicks.corner_xy is not None:
             return say(note="now click the opposite corner of the box")
         return say(note="the model finds nothing there; try another click")
-    figures = [("predicted IoU", f"{mask.predicted_iou[0]:.3f}"), ("stability", f"{mask.stability_score[0]:.3f}")]
-    figures += [("area", f"{mask.areas[0]:,} px"), ("clicks", f"{len(clicks.points_xy) + (clicks.box_xyxy is not None)}")]
-    return say(*figures)
+    return say(*list_figures(mask), ("clicks", f"{len(clicks.points_xy) + (clicks.box_xyxy is not None)}"))

@@ -25,13 +25,15 @@ from labeler.widgets import (
     click,
     describe_error,
     drag,
-    list_answers,
+    list_figures,
     listen,
     make_blocks,
     make_stage,
+    make_tip,
     read_point,
     say,
     say_error,
+    show_answers,
 )
 
 Doing = Literal["Reject", "Refine", "Draw"]
@@ -219,14 +221,13 @@ class ReviewPage:
         first = max(0, min(view.position - MAX_NAMES // 2, len(view.order) - MAX_NAMES))
         listed = range(first, min(first + MAX_NAMES, len(view.order)))
         choices = [(f"{i + 1}  {_describe_image(self._review.images[view.order[i]])}", i) for i in listed]
-        answers = list_answers(view.asked)
         tally = [(what, number) for what, number in self._review.count().items()]
         return (
             view,
             scene,
             words,
             gr.Dropdown(choices, value=view.position),
-            gr.Radio(answers, value=view.asked.chosen, visible=True) if answers else gr.Radio(visible=False),
+            show_answers(view.asked),
             gr.Radio(visible=view.doing == "Draw" or view.target is not None),
             gr.Button(interactive=view.asked.mask is not None),
             say(*tally, note="in the whole run"),
@@ -246,8 +247,7 @@ class ReviewPage:
             scene = make_scene(photo, masks=runs, colors=colors, clicks=view.asked.clicks, **common)
             if new is None:
                 return scene, say(note="click what belongs to it, or what does not; then save")
-            scores = ("predicted IoU", f"{new.predicted_iou[0]:.3f}"), ("stability", f"{new.stability_score[0]:.3f}")
-            return scene, say(*scores, ("area", f"{new.areas[0]:,} px"), note="not saved yet")
+            return scene, say(*list_figures(new), note="not saved yet")
         scene = make_scene(
             photo,
             masks=[row_to_runs(mask.row) for mask in masks],
@@ -284,5 +284,5 @@ def _describe_image(image: RunImage) -> str:
 def _describe_mask(mask: ReviewedMask) -> str:
     row = mask.row
     what = {"reject": ", rejected", "refine": ", refined", "draw": ", drawn"}.get(mask.verdict or "", "")
-    scores = f"predicted IoU {row['predicted_iou']:.3f}\nstability {row['stability_score']:.3f}"
-    return f"mask {row['mask_id']}{what}\n{scores}\narea {row['area']:,} px"
+    scores = {name: row[name] for name in ("predicted_iou", "stability_score", "area")}
+    return make_tip(f"mask {row['mask_id']}{what}", **scores)

@@ -15,7 +15,7 @@ import numpy as np
 
 from labeler.errors import ImageError, LabelerError
 from labeler.session import Asked
-from labeler.types import Image
+from labeler.types import Image, MaskSet
 
 Mode = Literal["Add", "Remove", "Box"]
 MODES: tuple[Mode, ...] = ("Add", "Remove", "Box")
@@ -87,9 +87,21 @@ def drag(asked: Asked, data: gr.EventData, *, image: Image) -> Asked:
     return replace(asked, steps=(*asked.steps, asked.clicks.set_box(*corners)))
 
 
-def list_answers(asked: Asked) -> list[tuple[str, int]]:
-    """The answers to choose from, as a person reads them."""
-    if asked.answers is None or len(asked.answers) < 2:
-        return []
+def show_answers(asked: Asked) -> gr.Radio:
+    """The answers to choose from, as a person reads them; hidden where there is no choice."""
     masks = asked.answers
-    return [(f"{'ABC'[i]} · IoU {masks.predicted_iou[i]:.3f} · {masks.areas[i]:,} px", i) for i in range(len(masks))]
+    if masks is None or len(masks) < 2:
+        return gr.Radio(visible=False)
+    answers = [(f"{'ABC'[i]} · IoU {masks.predicted_iou[i]:.3f} · {masks.areas[i]:,} px", i) for i in range(len(masks))]
+    return gr.Radio(answers, value=asked.chosen, visible=True)
+
+
+def list_figures(mask: MaskSet) -> list[tuple[str, str]]:
+    """What the line above the stage says of one mask."""
+    scores = [("predicted IoU", f"{mask.predicted_iou[0]:.3f}"), ("stability", f"{mask.stability_score[0]:.3f}")]
+    return [*scores, ("area", f"{mask.areas[0]:,} px")]
+
+
+def make_tip(name: str, *, predicted_iou: float, stability_score: float, area: int) -> str:
+    """What the pointer shows over a mask."""
+    return f"{name}\npredicted IoU {predicted_iou:.3f}\nstability {stability_score:.3f}\narea {area:,} px"

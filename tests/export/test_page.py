@@ -1,11 +1,12 @@
 """The page, in a browser without a network: a chromium of the system's (apt-get install chromium) or playwright's own."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from drawn_masks import draw_box
 
 from export.page import export_page
 from labeler.errors import OptionsError
@@ -13,12 +14,7 @@ from labeler.runs import read_run
 
 HW = (120, 160)
 
-
-def box(y0: int, x0: int, y1: int, x1: int) -> np.ndarray:
-    mask = np.zeros(HW, bool)
-    mask[y0:y1, x0:x1] = True
-    return mask
-
+box = partial(draw_box, HW)
 
 # Predicted IoU 1.02, 0.76, 0.5; stability 0.99, 0.945, 0.9.
 MASKS = [box(10, 10, 90, 90), box(30, 30, 50, 50), box(100, 120, 101, 121)]

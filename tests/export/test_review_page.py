@@ -3,12 +3,14 @@
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import page_server
 import pytest
+from drawn_masks import draw_box
 from pycocotools import mask as coco_mask
 
 import export.cli
@@ -17,12 +19,7 @@ HW = (120, 160)
 BIG, SMALL, EDGE = (10, 10, 90, 90), (30, 30, 50, 50), (95, 120, 115, 150)
 PLACES = {"big": (80, 80), "small": (40, 40), "edge": (135, 105)}
 
-
-def box(y0: int, x0: int, y1: int, x1: int) -> np.ndarray:
-    mask = np.zeros(HW, bool)
-    mask[y0:y1, x0:x1] = True
-    return mask
-
+box = partial(draw_box, HW)
 
 MASKS = [box(*corners) for corners in (BIG, SMALL, EDGE)]
 

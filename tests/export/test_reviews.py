@@ -5,11 +5,13 @@ import multiprocessing
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from drawn_masks import draw_box
 
 import export.cli
 from export.page import export_page
@@ -21,12 +23,7 @@ from labeler.runs import Run, iterate_images, read_run
 
 HW = (40, 60)
 
-
-def box(y0: int, x0: int, y1: int, x1: int) -> np.ndarray:
-    mask = np.zeros(HW, bool)
-    mask[y0:y1, x0:x1] = True
-    return mask
-
+box = partial(draw_box, HW)
 
 MASKS = [box(0, 0, 40, 60), box(5, 5, 20, 20), box(25, 30, 35, 50)]
 NEW = box(2, 30, 12, 55)

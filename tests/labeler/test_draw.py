@@ -5,15 +5,14 @@ from io import BytesIO
 import cv2
 import numpy as np
 import pytest
+from drawn_masks import draw_box
 from PIL import Image as PillowImage
 
 from labeler import draw, rle
 
 
 def box_mask(hw: tuple[int, int], y0: int, x0: int, y1: int, x1: int) -> np.ndarray:
-    mask = np.zeros(hw, bool)
-    mask[y0:y1, x0:x1] = True
-    return rle.mask_to_runs(mask)
+    return rle.mask_to_runs(draw_box(hw, y0, x0, y1, x1))
 
 
 def test_only_masks_are_painted() -> None:

@@ -40,6 +40,7 @@ MAX_TABS = 200
 """Tabs whose state is kept; the one that was quiet for longest begins anew."""
 
 PHOTO_ROUTE = "/photo"
+HTTP_TOO_LARGE = 413
 
 _OPEN = re.compile(r"/(?:|config|theme\.css|favicon\.ico|manifest\.json|robots\.txt|(?:assets|static|svelte)/.+)")
 _JOIN = "/gradio_api/queue/join"
@@ -110,6 +111,8 @@ class Gate:
             await self._app(scope, receive, send)
             return
         status, reason = refusal
+        if status == HTTP_TOO_LARGE:
+            await _skip_body(receive)
         await PlainTextResponse(reason, status_code=status, headers={"connection": "close"})(scope, receive, send)
 
     def _refuse(self, scope: dict[str, Any], headers: dict[str, str]) -> tuple[int, str] | None:
@@ -133,8 +136,14 @@ class Gate:
             return 411, "say how many bytes there are"
         most = self._max_upload_bytes if is_upload else MAX_EVENT_BYTES
         if int(length) > most:
-            return 413, f"it has {int(length):,} bytes; {most:,} are allowed"
+            return HTTP_TOO_LARGE, f"it has {int(length):,} bytes; {most:,} are allowed"
         return None
+
+
+async def _skip_body(receive: Callable[..., Any]) -> None:
+    """Let a body pass without keeping it: a browser that is cut off while it sends never sees the answer."""
+    while (message := await receive())["type"] == "http.request" and message.get("more_body", False):
+        pass
 
 
 async def _read_body(receive: Callable[..., Any]) -> bytes:

@@ -1,6 +1,7 @@
 """What a step of training asks of the masks: right masks for what a click may mean, honest predicted IoUs.
 
-Must not know scenes, optimisers or files. Masks are compared at the decoder's own resolution, half the input's.
+Must not know scenes, optimisers or files. Masks are compared at the decoder's own resolution, half the input's, in a sample of
+its cells (4x4 pixels of one feature): all of those that a border runs through, some of the others, weighed by their chance.
 """
 
 from dataclasses import dataclass
@@ -10,6 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 FOCAL_WEIGHT = 20.0
+CELL = 4  # pixels of a mask that one feature's upscaling draws, each way
+NEAR_A_BORDER, INSIDE, ELSEWHERE = 8.0, 2.0, 1.0  # how likely a cell is drawn
+HINT_PLACES, HINT_PIXELS = 48, 2048
 CLICK_SINGLE_WEIGHT = 0.25  # the single mask of a click: no meaning of it is the right one, so it counts less
 
 
@@ -38,17 +42,77 @@ def target_masks(levels: Tensor, ids: Tensor) -> Tensor:
     return votes >= 2
 
 
-def judge(logits: Tensor, predicted_iou: Tensor, targets: Tensor, *, known: Tensor, pick: Tensor, is_click: Tensor) -> Verdict:
-    """Losses and IoUs of logits (B, P, 4, h, w) against targets (B, P, 3, h, w).
+@dataclass(frozen=True)
+class Sample:
+    """Cells to compare masks in, M pixels in all: index (B, P, n), and for its pixels in ``order_by_cells``' order targets
+    (B, P, 3, M) bool and weights (B, P, M), one over the chance of being here. areas (B, P, 3) count all of a target's pixels,
+    num_pixels all of a mask's.
+    """
+
+    index: Tensor
+    targets: Tensor
+    weights: Tensor
+    areas: Tensor
+    num_pixels: int
+
+
+def order_by_cells(masks: Tensor) -> Tensor:
+    """Masks (..., 4h, 4w) to (..., h * w, 16): the pixels of each cell, its quarters one after the other."""
+    *batch, height, width = masks.shape
+    halves = masks.reshape(*batch, height // CELL, 2, 2, width // CELL, 2, 2)  # y, y1, y2, x, x1, x2
+    first = len(batch)
+    order = [*range(first), *(first + i for i in (0, 3, 1, 4, 2, 5))]
+    return halves.permute(order).reshape(*batch, -1, CELL * CELL)
+
+
+def draw_sample(targets: Tensor, known: Tensor, *, num_cells: int) -> Sample:
+    """Cells of each prompt's own, of masks with targets (B, P, 3, 4h, 4w) of which ``known`` (B, P, 3) exist."""
+    cells = order_by_cells(targets)  # (B, P, 3, hw, 16)
+    share = cells.float().mean(-1)
+    of_known = known[..., None]
+    border = ((share > 0) & (share < 1) & of_known).any(2)
+    inside = ((share == 1) & of_known).any(2)
+    chance = _even_out(torch.where(border, NEAR_A_BORDER, torch.where(inside, INSIDE, ELSEWHERE)), num_cells)
+    # Systematic sampling: exactly ``num_cells`` of them, each with exactly its chance.
+    ends = chance.cumsum(-1).clamp(max=num_cells - 1e-3)
+    ends[..., -1] = num_cells
+    steps = torch.arange(num_cells, device=chance.device) + torch.rand(*chance.shape[:2], 1, device=chance.device) * 0.999
+    index = torch.searchsorted(ends, steps)
+    weights = 1.0 / chance.gather(-1, index)
+    pixels = index[:, :, None, :, None].expand(-1, -1, 3, -1, CELL * CELL)
+    return Sample(
+        index=index,
+        targets=cells.gather(3, pixels).flatten(-2),
+        weights=weights.repeat_interleave(CELL * CELL, dim=-1),
+        areas=targets.flatten(-2).sum(-1).float(),
+        num_pixels=targets.shape[-1] * targets.shape[-2],
+    )
+
+
+def _even_out(likely: Tensor, number: int) -> Tensor:
+    """Chances (B, P, hw), at most 1, that add up to ``number`` and go with ``likely`` below 1."""
+    chance = likely * (number / likely.sum(-1, keepdim=True))
+    for _ in range(4):
+        is_sure = chance >= 1.0
+        rest = torch.where(is_sure, 0.0, chance)
+        left = number - is_sure.sum(-1, keepdim=True)
+        chance = torch.where(is_sure, 1.0, rest * (left / rest.sum(-1, keepdim=True).clamp(min=1e-6)))
+    return chance.clamp(max=1.0)
+
+
+def judge(
+    logits: Tensor, predicted_iou: Tensor, sample: Sample, *, known: Tensor, pick: Tensor, is_click: Tensor
+) -> Verdict:
+    """Losses and IoUs of logits (B, P, 4, M) in a sample's cells.
 
     Args:
         known: (B, P, 3) bool, which targets exist. Each asks for one good mask among the three; masks may serve several.
         pick: (B, P) the target that the prompt was drawn for; the single mask is held to it.
         is_click: (B, P) bool.
     """
-    x, t = logits.flatten(-2).float(), targets.flatten(-2).float()
-    pair_loss = _focal_and_dice(x, t)  # (B, P, 4, 3)
-    pair_iou = _iou(x.detach(), t)
+    x = logits.float()
+    pair_loss = _focal_and_dice(x, sample)  # (B, P, 4, 3)
+    pair_iou = _iou(x.detach(), sample)
     at_pick = pick[..., None, None].expand(*pick.shape, 4, 1)
     num_known = known.sum(-1).clamp(min=1)
     best_of_three = pair_loss[:, :, 1:].amin(dim=2)
@@ -68,23 +132,27 @@ def judge(logits: Tensor, predicted_iou: Tensor, targets: Tensor, *, known: Tens
     )
 
 
-def _focal_and_dice(x: Tensor, t: Tensor) -> Tensor:
-    """Loss (B, P, 4, 3) of each mask (B, P, 4, M) against each target (B, P, 3, M), by products instead of twelve passes."""
+def _focal_and_dice(x: Tensor, sample: Sample) -> Tensor:
+    """Loss (B, P, 4, 3) of each mask (B, P, 4, M) against each target, by products instead of twelve passes."""
+    weights = sample.weights[:, :, None]
+    flipped = (sample.targets * weights).transpose(-1, -2)  # (B, P, M, 3)
     probability, cost = x.sigmoid(), functional.softplus(x)
     if_clear = probability.square() * cost
     if_set = (1.0 - probability).square() * (cost - x)  # softplus(-x) = softplus(x) - x
-    flipped = t.transpose(-1, -2)
-    focal = (if_clear.sum(-1, keepdim=True) + (if_set - if_clear) @ flipped) / x.shape[-1]
+    whole = weights.transpose(-1, -2)  # (B, P, M, 1)
+    focal = (if_clear @ whole + (if_set - if_clear) @ flipped) / sample.num_pixels
     overlap = probability @ flipped
-    dice = 1.0 - (2.0 * overlap + 1.0) / (probability.sum(-1, keepdim=True) + t.sum(-1)[:, :, None] + 1.0)
+    dice = 1.0 - (2.0 * overlap + 1.0) / (probability @ whole + sample.areas[:, :, None] + 1.0)
     return FOCAL_WEIGHT * focal + dice
 
 
-def _iou(x: Tensor, t: Tensor) -> Tensor:
-    """IoU (B, P, 4, 3) of the masks that logits x (B, P, 4, M) give with the targets (B, P, 3, M)."""
+def _iou(x: Tensor, sample: Sample) -> Tensor:
+    """IoU (B, P, 4, 3), as far as the sample tells, of the masks that logits x (B, P, 4, M) give with the targets."""
     masks = (x > 0).float()
-    overlap = masks @ t.transpose(-1, -2)
-    return overlap / (masks.sum(-1, keepdim=True) + t.sum(-1)[:, :, None] - overlap).clamp(min=1.0)
+    weights = sample.weights[:, :, None]
+    overlap = masks @ (sample.targets * weights).transpose(-1, -2)
+    union = masks @ weights.transpose(-1, -2) + sample.areas[:, :, None] - overlap
+    return (overlap / union.clamp(min=1.0)).clamp(max=1.0)
 
 
 class Hint(nn.Module):
@@ -100,18 +168,26 @@ class Hint(nn.Module):
         self.spread = nn.Linear(channels, 16 * 3 * self.dims)
         self.reach = nn.Parameter(torch.full((3,), 3.0))
 
-    def forward(self, features: Tensor, clicks_xy: Tensor, targets: Tensor, known: Tensor) -> Tensor:
-        """Loss () of features (B, C, h, w) for clicks (B, P, 2) in the input frame with targets (B, P, 3, 4h, 4w)."""
+    def forward(self, features: Tensor, levels: Tensor, clicks_xy: Tensor) -> Tensor:
+        """Loss () of features (B, C, h, w), with levels (B, 3, S, S) of ids, 0 where nothing is sure.
+
+        Asked at the clicks (B, P, 2), in the input frame, and at places anywhere, of a sample of pixels.
+        """
         batch, _, grid_h, grid_w = features.shape
         spread = self.spread(features.float().permute(0, 2, 3, 1)).view(batch, grid_h, grid_w, 4, 4, 3, self.dims)
         embedding = spread.permute(0, 5, 1, 3, 2, 4, 6).reshape(batch, 3, 16 * grid_h * grid_w, self.dims)
+        regions = levels[:, :, ::2, ::2].flatten(2).int()  # (B, 3, M)
         at = (clicks_xy / 2).long()
-        index = (at[..., 1] * 4 * grid_w + at[..., 0])[:, None, :, None].expand(-1, 3, -1, self.dims)
-        there = embedding.gather(2, index)  # (B, 3, P, dims)
+        anywhere = torch.randint(regions.shape[-1], (batch, HINT_PLACES), device=features.device)
+        places = torch.cat([at[..., 1] * 4 * grid_w + at[..., 0], anywhere], dim=1)
+        some = torch.randperm(regions.shape[-1], device=features.device)[:HINT_PIXELS]
+        there = embedding.gather(2, places[:, None, :, None].expand(-1, 3, -1, self.dims))  # (B, 3, Q, dims)
+        asked = regions.gather(2, places[:, None].expand(-1, 3, -1))
+        embedding, regions = embedding[:, :, some], regions[:, :, some]
         lengths = there.square().sum(-1)[..., None] + embedding.square().sum(-1)[:, :, None]
         distance = lengths - 2 * there @ embedding.transpose(-1, -2)
-        x = (self.reach[:, None, None] - distance).transpose(1, 2)  # (B, P, 3, M)
-        t = targets.flatten(-2).float()
+        x = self.reach[:, None, None] - distance  # (B, 3, Q, some)
+        t, known = (regions[:, :, None] == asked[..., None]).float(), asked > 0
         entropy = functional.binary_cross_entropy_with_logits(x, t, reduction="none").mean(-1)
         probability = x.sigmoid()
         dice = 1.0 - (2.0 * (probability * t).sum(-1) + 1.0) / (probability.sum(-1) + t.sum(-1) + 1.0)

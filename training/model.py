@@ -81,13 +81,17 @@ def embed_points(sam: Sam, points_xy: Tensor, labels: Tensor) -> Tensor:
     return torch.where(labels[..., None] == -1, 0.0, place) + kinds[labels + 1]
 
 
-def decode(sam: Sam, features: Tensor, prompt_tokens: Tensor, mask_logits: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def decode(
+    sam: Sam, features: Tensor, prompt_tokens: Tensor, mask_logits: Tensor | None = None, *, cells: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Logits (B, P, 4, 4h, 4w) and predicted IoUs (B, P, 4) of P prompts for each of B pictures.
 
     Args:
         features: (B, C, h, w).
         prompt_tokens: (B, P, N, C).
         mask_logits: (B, P, 4h, 4w) of an earlier round.
+        cells: (B, P, n) of the h * w features: masks are drawn there only, and are (B, P, 4, n * 16) in the order of
+            ``losses.order_by_cells``.
     """
     decoder = sam.mask_decoder
     batch, _, grid_h, grid_w = features.shape
@@ -103,7 +107,12 @@ def decode(sam: Sam, features: Tensor, prompt_tokens: Tensor, mask_logits: Tenso
     tokens = torch.cat([output_tokens.expand(batch, num_prompts, -1, -1), prompt_tokens], dim=2)
     queries, keys = _attend_both_ways(decoder.transformer, tokens, keys, place)
     mask_tokens = queries[:, :, 1 : 1 + decoder.num_mask_tokens]
-    masks = _draw_masks(decoder, mask_tokens, keys.expand(-1, num_prompts, -1, -1), (grid_h, grid_w))
+    keys = keys.expand(-1, num_prompts, -1, -1)
+    if cells is None:
+        masks = _put_in_rows(_draw_cells(decoder, mask_tokens, keys), (grid_h, grid_w))
+    else:
+        keys = keys.gather(2, cells[..., None].expand(-1, -1, -1, keys.shape[-1]))
+        masks = _draw_cells(decoder, mask_tokens, keys).flatten(2, 3).transpose(2, 3)
     iou: Tensor = decoder.iou_prediction_head(queries[:, :, 0])
     return masks, iou
 
@@ -167,16 +176,21 @@ def _tell(attention: Attention, placed_queries: Tensor, queries: Tensor, keys: T
     return out
 
 
-def _draw_masks(decoder: MaskDecoder, tokens: Tensor, keys: Tensor, grid_hw: tuple[int, int]) -> Tensor:
-    """Logits (B, P, 4, 4h, 4w): both transposed convolutions as products on the cells, put in order at the end."""
+def _draw_cells(decoder: MaskDecoder, tokens: Tensor, keys: Tensor) -> Tensor:
+    """Logits (B, P, n, 16, 4) of n cells: both transposed convolutions as products on the cells."""
     first, norm, _, second, _ = decoder.output_upscaling
-    fine = functional.gelu(_norm_channels(_spread(first, keys), norm))  # (B, P, hw, 4, C/4)
-    fine = functional.gelu(_spread(second, fine)).flatten(-3, -2)  # (B, P, hw, 16, C/8)
+    fine = functional.gelu(_norm_channels(_spread(first, keys), norm))  # (B, P, n, 4, C/4)
+    fine = functional.gelu(_spread(second, fine)).flatten(-3, -2)  # (B, P, n, 16, C/8)
     weights = torch.stack([mlp(tokens[:, :, i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=2)
-    logits = fine.flatten(2, 3) @ weights.transpose(-1, -2)  # (B, P, hw * 16, 4)
-    batch, num_prompts = keys.shape[:2]
-    cells = logits.view(batch, num_prompts, *grid_hw, 2, 2, 2, 2, -1)  # (B, P, h, w, y1, x1, y2, x2, 4)
-    return cells.permute(0, 1, 8, 2, 4, 6, 3, 5, 7).reshape(batch, num_prompts, -1, 4 * grid_hw[0], 4 * grid_hw[1])
+    logits = fine.flatten(2, 3) @ weights.transpose(-1, -2)
+    return logits.unflatten(2, (keys.shape[2], 16))
+
+
+def _put_in_rows(cells: Tensor, grid_hw: tuple[int, int]) -> Tensor:
+    """Logits (B, P, hw, 16, 4) of all cells as masks (B, P, 4, 4h, 4w)."""
+    batch, num_prompts = cells.shape[:2]
+    halves = cells.view(batch, num_prompts, *grid_hw, 2, 2, 2, 2, -1)  # (B, P, h, w, y1, x1, y2, x2, 4)
+    return halves.permute(0, 1, 8, 2, 4, 6, 3, 5, 7).reshape(batch, num_prompts, -1, 4 * grid_hw[0], 4 * grid_hw[1])
 
 
 def _spread(conv: nn.ConvTranspose2d, cells: Tensor) -> Tensor:

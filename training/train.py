@@ -20,7 +20,7 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from training.losses import Hint, Verdict, judge, target_masks
+from training.losses import CELL, Hint, Verdict, draw_sample, judge, target_masks
 from training.model import ARCHITECTURE, build_model, decode, embed_points, encode, set_input_size
 from training.photos import load_photos
 from training.prompts import ExampleStream
@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint.pth"
 WARMUP_STEPS = 200
 REFINED_A_SCENE = 4
+CELLS_SHARE = 0.25  # of a mask's cells that a step compares
 LEAST_RATE = 0.01
 LONGEST_STEP_S = 10.0  # a run that was stopped for a while has not trained meanwhile
 SAVE_EVERY_S = 180.0
@@ -89,10 +90,15 @@ class Run:
         self.step, self.trained_s = state["step"], state["trained_s"]
 
 
-def train(recipe: Recipe, *, architecture: dict[str, Any], bank: PhotoBank, folder: Path) -> Sam:
-    """Train until the recipe's time is used up, from the folder's checkpoint if there is one."""
+def train(
+    recipe: Recipe, *, architecture: dict[str, Any], bank: PhotoBank, folder: Path, start: Path | None = None
+) -> Sam:
+    """Train until the recipe's time is used up, from the folder's checkpoint if there is one, else from the weights ``start``."""
     torch.manual_seed(recipe.seed)
-    sam = build_model(architecture).to(recipe.device, memory_format=torch.channels_last)
+    sam = build_model(architecture)
+    if start is not None:
+        sam.load_state_dict(torch.load(start, map_location="cpu", weights_only=True))
+    sam = sam.to(recipe.device, memory_format=torch.channels_last)
     hint = Hint(architecture["prompt_embed_dim"]).to(recipe.device)
     run = Run(sam=sam, hint=hint, optimizer=_make_optimizer(sam, hint, recipe))
     if (folder / CHECKPOINT).exists():
@@ -173,16 +179,18 @@ def _take_step(run: Run, recipe: Recipe, batch: dict[str, Tensor], *, progress: 
     sam = run.sam
     targets = target_masks(batch["levels"], batch["ids"])
     known, is_click = batch["ids"] > 0, batch["labels"][..., 0] == 1
+    sample = draw_sample(targets, known, num_cells=_count_cells(targets))
     with _autocast(recipe.device):
         features = encode(sam, batch["pixels"], batch["size_hw"])
-        logits, predicted = decode(sam, features, embed_points(sam, batch["points_xy"], batch["labels"]))
-    verdict = judge(logits, predicted, targets, known=known, pick=batch["pick"], is_click=is_click)
-    hint = run.hint(features, batch["points_xy"][:, :, 0], targets, known & is_click[..., None])
+        tokens = embed_points(sam, batch["points_xy"], batch["labels"])
+        logits, predicted = decode(sam, features, tokens, cells=sample.index)
+    verdict = judge(logits, predicted, sample, known=known, pick=batch["pick"], is_click=is_click)
+    hint = run.hint(features, batch["levels"], batch["points_xy"][:, :, 0])
     loss = (verdict.masks + verdict.iou).mean() + 0.5 * (1.0 - progress) * hint
     told = {"masks": verdict.masks.mean(), "iou": verdict.iou.mean(), "hint": hint}
     told |= _split_ious(verdict, is_click, batch["found"])
     if torch.rand(()) < recipe.refine_chance:
-        refined = _refine(sam, recipe, batch, features=features, logits=logits.detach(), targets=targets)
+        refined = _refine(sam, recipe, batch, features=features, targets=targets)
         loss = loss + 0.5 * (refined.masks + refined.iou).mean()
         told["refined"] = refined.single_iou.mean()
     run.optimizer.zero_grad()
@@ -190,6 +198,10 @@ def _take_step(run: Run, recipe: Recipe, batch: dict[str, Tensor], *, progress: 
     torch.nn.utils.clip_grad_norm_(sam.parameters(), 1.0)
     run.optimizer.step()
     return {"loss": loss, **told}
+
+
+def _count_cells(targets: Tensor) -> int:
+    return int(CELLS_SHARE * targets.shape[-1] * targets.shape[-2] / CELL**2)
 
 
 def _split_ious(verdict: Verdict, is_click: Tensor, found: Tensor) -> dict[str, Tensor]:
@@ -202,9 +214,7 @@ def _split_ious(verdict: Verdict, is_click: Tensor, found: Tensor) -> dict[str, 
     }
 
 
-def _refine(
-    sam: Sam, recipe: Recipe, batch: dict[str, Tensor], *, features: Tensor, logits: Tensor, targets: Tensor
-) -> Verdict:
+def _refine(sam: Sam, recipe: Recipe, batch: dict[str, Tensor], *, features: Tensor, targets: Tensor) -> Verdict:
     """A second round for the first clicks of each scene: a point where the best mask is wrong, and that mask."""
     some = slice(REFINED_A_SCENE)
     points_xy, labels, pick, targets = (
@@ -214,17 +224,20 @@ def _refine(
         targets[:, some],
     )
     wanted = _take(targets, pick)  # (B, p, h, w)
-    masks = logits[:, some, 1:]
+    with torch.no_grad(), _autocast(recipe.device):
+        masks = decode(sam, features, embed_points(sam, points_xy, labels))[0][:, :, 1:]
     overlap = ((masks > 0) & wanted[:, :, None]).flatten(-2).sum(-1)
     union = ((masks > 0) | wanted[:, :, None]).flatten(-2).sum(-1)
     earlier = _take(masks, (overlap / union.clamp(min=1)).argmax(dim=2)).float()
     point_xy, label = draw_correction(earlier > 0, wanted)
     points_xy = torch.cat([points_xy[:, :, :1], point_xy[:, :, None], points_xy[:, :, 1:]], dim=2)
     labels = torch.cat([labels[:, :, :1], label[..., None], labels[:, :, 1:]], dim=2)
-    with _autocast(recipe.device):
-        logits, predicted = decode(sam, features, embed_points(sam, points_xy, labels), earlier.clamp(-32.0, 32.0))
     known = torch.nn.functional.one_hot(pick, 3).bool()
-    return judge(logits, predicted, targets, known=known, pick=pick, is_click=torch.zeros_like(pick, dtype=torch.bool))
+    sample = draw_sample(targets, known, num_cells=_count_cells(targets))
+    with _autocast(recipe.device):
+        tokens = embed_points(sam, points_xy, labels)
+        logits, predicted = decode(sam, features, tokens, earlier.clamp(-32.0, 32.0), cells=sample.index)
+    return judge(logits, predicted, sample, known=known, pick=pick, is_click=torch.zeros_like(pick, dtype=torch.bool))
 
 
 def _take(masks: Tensor, index: Tensor) -> Tensor:
@@ -262,6 +275,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--photos", type=Path, help="a folder of photographs; without it scikit-image's")
     parser.add_argument("--architecture", type=Path, help="a JSON file; without it the embedded model's")
+    parser.add_argument("--start", type=Path, help="weights to start from, as release writes them; without it they are random")
     parser.add_argument("--minutes", type=float, default=100.0)
     parser.add_argument("--half-size-until", type=float, default=0.5)
     parser.add_argument("--scenes-a-step", type=int, default=8)
@@ -276,11 +290,12 @@ def main() -> None:
     flags = vars(parser.parse_args())
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     folder, photos, described = flags.pop("output"), flags.pop("photos"), flags.pop("architecture")
+    start = flags.pop("start")
     folder.mkdir(parents=True, exist_ok=True)
     cv2.setNumThreads(1)
     architecture = json.loads(described.read_text()) if described else ARCHITECTURE
     bank = PhotoBank.of(load_photos(photos, cache=folder / "regions"))
-    sam = train(Recipe(**flags), architecture=architecture, bank=bank, folder=folder)
+    sam = train(Recipe(**flags), architecture=architecture, bank=bank, folder=folder, start=start)
     state = {name: value.half().cpu().contiguous() for name, value in sam.state_dict().items()}
     torch.save(state, folder / "state.pth")
     (folder / "arch.json").write_text(json.dumps(architecture, indent=2) + "\n")

@@ -164,10 +164,14 @@ async function send(file) {
   if (!file || !scene.can_drop) return;
   find("words").classList.remove("error");
   find("words").textContent = "Sending " + file.name + " ...";
-  const answer = await fetch(new URL("photo", window.location.href), { method: "POST", body: file });
-  const text = await answer.text();
-  if (answer.ok) tell("dropped", { token: text, name: file.name });
-  else tell("refused", { reason: text, name: file.name });
+  try {
+    const answer = await fetch(new URL("photo", window.location.href), { method: "POST", body: file });
+    const text = await answer.text();
+    if (answer.ok) tell("dropped", { token: text, name: file.name });
+    else tell("refused", { reason: text, name: file.name });
+  } catch (error) {
+    tell("refused", { reason: "it could not be sent (" + error.message + ")", name: file.name });
+  }
 }
 
 root.addEventListener("dragover", (event) => event.preventDefault());

@@ -110,7 +110,7 @@ def download(checkpoint: Checkpoint, *, folder: Path) -> Path:
     part = target.with_name(target.name + ".part")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _open_alone(part) as file:
+        with open_alone(part) as file:
             if not target.exists():
                 _download_all(checkpoint, file)
                 _publish(part, target, checkpoint)
@@ -145,9 +145,9 @@ def _check_sha256(path: Path, checkpoint: Checkpoint, *, remedy: str) -> None:
 
 
 @contextmanager
-def _open_alone(part: Path) -> Iterator[BinaryIO]:
-    """The unfinished file, open for appending, once no other process has it."""
-    with part.open("ab") as file:
+def open_alone(path: Path) -> Iterator[BinaryIO]:
+    """A file, open for appending, once no other process has it. The kernel takes it from a process that dies."""
+    with path.open("ab") as file:
         if sys.platform != "win32":
             fcntl.flock(file, fcntl.LOCK_EX)
         yield file

@@ -8,12 +8,11 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from tempfile import mkdtemp
 
 from labeler import storage
-from labeler.checkpoints import CHECKPOINTS, fetch_checkpoint
+from labeler.checkpoints import CHECKPOINTS, fetch_checkpoint, open_alone
 from labeler.errors import ModelError
 from labeler.model_folder import (
     FORMAT_VERSION,
@@ -96,7 +95,8 @@ def _fetch_folder(uri: str, *, cache: Path) -> Path:
     def download(folder: Path) -> None:
         logger.info("downloading model %s", uri)
         for file_name in sorted(info.files):
-            _download_file(storage.join(uri, file_name), folder / file_name)
+            with (folder / file_name).open("wb") as file:
+                file.writelines(_read_pieces(storage.join(uri, file_name)))
         (folder / MODEL_JSON).write_text(info.to_json(), encoding="utf-8")
         check_model(folder)
 
@@ -104,42 +104,52 @@ def _fetch_folder(uri: str, *, cache: Path) -> Path:
     return _find_cached(cache / "models" / hashlib.sha256(info.to_json().encode()).hexdigest(), make=download)
 
 
-def _download_file(uri: str, path: Path) -> None:
-    """Copy in pieces: weights may be larger than the memory that is left."""
+def _read_pieces(uri: str) -> Iterator[bytes]:
+    """The bytes of a model's file, piece by piece: weights may be larger than the memory that is left."""
     try:
         size_bytes = storage.stat_file(uri).size_bytes or 0
+        for offset in range(0, size_bytes, _CHUNK_BYTES):
+            yield storage.read_bytes(uri, offset=offset, length=min(_CHUNK_BYTES, size_bytes - offset))
     except FileNotFoundError as error:
         raise ModelError(f"model.json names {uri}, but there is no such file") from error
-    with path.open("wb") as file:
-        for offset in range(0, size_bytes, _CHUNK_BYTES):
-            file.write(storage.read_bytes(uri, offset=offset, length=min(_CHUNK_BYTES, size_bytes - offset)))
+    except PermissionError as error:
+        raise ModelError(f"{uri} may not be read: {error}") from error
 
 
 def _find_cached(folder: Path, *, make: Callable[[Path], None]) -> Path:
     """The folder, if it is there and whole; else what ``make`` writes into a folder beside, moved there when finished.
 
-    Processes that come at the same time make it twice and keep one: no lock outlives a killed process.
+    Of processes that come at the same time one makes it and the others wait. Should that one die, the next clears away
+    what it left and makes it anew.
     """
-    if folder.is_dir():
-        try:
-            check_model(folder)
-        except ModelError as error:
-            logger.warning("making it again: %s", error)
-            shutil.rmtree(folder, ignore_errors=True)
-        else:
-            return folder
+    if _is_whole(folder):
+        return folder
+    made = folder.with_name(f"{folder.name}.making")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(mkdtemp(dir=folder.parent, prefix=".making-"))
+        with open_alone(folder.with_name(f"{folder.name}.lock")):
+            if _is_whole(folder):
+                return folder
+            for leftover in (made, folder):
+                shutil.rmtree(leftover, ignore_errors=True)
+            made.mkdir()
+            try:
+                make(made)
+                made.replace(folder)
+            finally:
+                shutil.rmtree(made, ignore_errors=True)
     except OSError as error:
-        raise ModelError(f"can't write the cache {folder.parent} ({error.strerror}); set SAM_LABELER_CACHE") from error
-    try:
-        make(made)
-        made.chmod(0o755)  # mkdtemp lets in its owner alone; a cache may be shared.
-        made.replace(folder)
-    except OSError as error:
-        if not (folder / MODEL_JSON).is_file():  # else: another process was first
-            raise ModelError(f"can't write the cache folder {folder}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+        raise ModelError(f"can't write the cache {folder.parent} ({error.strerror or error}); set SAM_LABELER_CACHE") from error
     return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a model of the cache is there, with every file as its ``model.json`` says."""
+    if not folder.is_dir():
+        return False
+    try:
+        check_model(folder)
+    except ModelError as error:
+        logger.warning("not used, but made again: %s", error)
+        return False
+    return True

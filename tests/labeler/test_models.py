@@ -3,11 +3,16 @@
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import fsspec
@@ -18,6 +23,7 @@ from labeler.checkpoints import CHECKPOINTS, Checkpoint
 from labeler.errors import ModelError, OptionsError
 from labeler.models import ModelInfo, check_model, find_cache_folder, find_model, model_sha256, read_model_info
 
+ROOT = Path(__file__).parent.parent.parent
 GRAPHS = ("encoder", "predictor", "predictor_mask")
 
 
@@ -133,6 +139,11 @@ def test_tiny_is_the_embedded_folder() -> None:
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 12_000_000
 
 
+def list_cached(cache: Path) -> list[str]:
+    """What lies in a cache of models, but for the empty files that are its locks."""
+    return sorted(path.name for path in (cache / "models").iterdir() if path.suffix != ".lock")
+
+
 @pytest.fixture
 def remote(tmp_path: Path) -> Iterator[str]:
     """A model folder in fsspec's memory store."""
@@ -152,7 +163,7 @@ def test_a_folder_by_uri_is_fetched_once_and_checked(remote: str, tmp_path: Path
     assert (folder / "encoder.bin").stat().st_mtime_ns == made
     (folder / "encoder.bin").write_bytes(b"a disk went bad")
     assert check_model(find_model(remote, cache=cache)) == read_model_info(tmp_path / "source")
-    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    assert list_cached(cache) == [folder.name]
 
 
 def test_a_damaged_or_absent_remote_folder_leaves_nothing(remote: str, tmp_path: Path) -> None:
@@ -167,7 +178,94 @@ def test_a_damaged_or_absent_remote_folder_leaves_nothing(remote: str, tmp_path:
     store.rm("/bucket/model/model.json")
     with pytest.raises(ModelError, match=r"has no model\.json"):
         find_model(remote, cache=cache)
-    assert list((cache / "models").iterdir()) == []
+    assert list_cached(cache) == []
+
+
+@dataclass
+class Store:
+    """A model folder behind an HTTP server, and what that was asked for. A file is sent once ``is_open`` is set."""
+
+    uri: str = ""
+    is_open: Event = field(default_factory=Event)
+    asked: list[str] = field(default_factory=list)
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    """One that is open."""
+    pytest.importorskip("aiohttp", reason="needs aiohttp, which the extras for stores bring")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    make_folder(tmp_path / "published" / "model")
+    store = Store()
+    store.is_open.set()
+
+    class Handler(SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            name = self.path.rpartition("/")[2]
+            store.asked.append(name)
+            if name != "model.json":
+                store.is_open.wait(30)
+            super().do_GET()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(tmp_path / "published"))) as server:
+        Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
+        store.uri = f"http://127.0.0.1:{server.server_port}/model"
+        yield store
+        store.is_open.set()
+        server.shutdown()
+
+
+_FIND = """
+import sys
+from pathlib import Path
+from labeler.models import check_model, find_model
+print("ready", flush=True)
+sys.stdin.readline()
+print(check_model(find_model(sys.argv[1], cache=Path(sys.argv[2]))).model_type)
+"""
+
+
+def start_finding(uri: str, cache: Path) -> "subprocess.Popen[str]":
+    """A process that will look for a model as soon as it is sent a line."""
+    command = [sys.executable, "-c", _FIND, uri, str(cache)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_ten_processes_download_a_model_once(store: Store, tmp_path: Path) -> None:
+    """Each asks what the model is; one fetches its files, and all have it whole."""
+    processes = [start_finding(store.uri, tmp_path / "cache") for _ in range(10)]
+    for process in processes:
+        assert process.stdin is not None
+        print(file=process.stdin, flush=True)
+    assert [process.communicate(timeout=60)[0] for process in processes] == ["vit_t\n"] * 10
+    files = read_model_info(tmp_path / "published" / "model").files
+    assert Counter(store.asked) == {"model.json": 10, **dict.fromkeys(files, 1)}
+    assert len(list_cached(tmp_path / "cache")) == 1
+
+
+def test_who_dies_while_it_downloads_holds_nobody_up(store: Store, tmp_path: Path) -> None:
+    """Its lock goes with it, and what it left is cleared away by the next."""
+    store.is_open.clear()
+    process = start_finding(store.uri, tmp_path / "cache")
+    assert process.stdin is not None
+    print(file=process.stdin, flush=True)
+    end = time.monotonic() + 30
+    while store.asked != ["model.json", "encoder.bin"]:
+        assert time.monotonic() < end, store.asked
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    assert [name.rpartition(".")[2] for name in list_cached(tmp_path / "cache")] == ["making"]
+    store.is_open.set()
+    folder = find_model(store.uri, cache=tmp_path / "cache")
+    assert check_model(folder) == read_model_info(tmp_path / "published" / "model")
+    assert list_cached(tmp_path / "cache") == [folder.name]
 
 
 def test_an_unknown_kind_of_store_is_an_option_error(tmp_path: Path) -> None:
@@ -186,7 +284,7 @@ def test_an_official_name_offline_says_where_to_put_the_file(tmp_path: Path, mon
     with pytest.raises(ModelError) as caught:
         find_model("vit_b", cache=tmp_path)
     assert all(part in str(caught.value) for part in (url, str(tmp_path / "checkpoints" / "sam_vit_b_01ec64.pth")))
-    assert list((tmp_path / "models").iterdir()) == []
+    assert list_cached(tmp_path) == []
 
 
 SMALLEST: dict[str, Any] = {

@@ -19,7 +19,7 @@ from jobs.options import JobOptions, Selection
 from jobs.plan import RunRecord, RunSpec, check_resume, describe_model, extend_run, freeze_run, read_run
 from jobs.prompts import check_prompt_flags, describe_prompts, match_prompts
 from jobs.refs import Listing
-from jobs.report import describe_prompt_counts, describe_report, read_report, write_failures
+from jobs.report import describe_progress, describe_prompt_counts, describe_report, read_report, write_failures
 from jobs.signals import catch_signals
 from jobs.sources import find_root, list_images
 from jobs.tallies import read_tally
@@ -182,8 +182,7 @@ def status(output: str, /, *, failures: Path | None = None, storage_options: tup
     if tally.prompts:
         print(describe_prompt_counts(tally.prompts))
     if progress is not None:
-        print(f"{progress['state']} as of {progress['updated']}, {progress['num_workers']} workers, ", end="")
-        print(f"{progress['images_per_s']:.2f} images/s, {progress['masks_per_s']:.1f} masks/s")
+        print(describe_progress(progress, num_done=tally.num_images))
     if failures is not None:
         num_rows = write_failures(output, shards, failures)
         print(f"wrote {failures}: {num_rows} images")

@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_LINES = 5.0
 _SECONDS_BETWEEN_FILES = 5.0
+_SILENT_S = 60.0  # A driver that lives is never silent for so long, nor are clocks so different.
 
 
 class Watch:
@@ -66,6 +67,7 @@ class Watch:
         self._suspects: dict[int, Tally | None] = {}
         self._in_work: dict[int, Tally] = defaultdict(Tally)
         self._num_workers = 0
+        self._num_workers_now = 0
         self._peak_memory_bytes = 0
         self._line_due_s = self._start_s + _SECONDS_BETWEEN_LINES
         self._file_due_s = self._start_s
@@ -138,6 +140,7 @@ class Watch:
 
     def tick(self, *, num_workers: int) -> None:
         """Show and save how it stands, where that is due."""
+        self._num_workers_now = num_workers
         self._num_workers = max(num_workers, self._num_workers)
         now_s = time.monotonic()
         if num_workers and self._working_since_s is None:
@@ -154,13 +157,11 @@ class Watch:
 
     def describe_rates(self) -> str:
         """One line: speed, failures, time left."""
-        seconds = self._measure_work_s()
-        seen = self._count_seen()
-        here = sum(self._in_work.values(), self._labeled)
-        left = (self.num_todo - here.num_images) * seconds / here.num_images if here.num_images else None
+        work = self._measure_work()
+        left_s = work["seconds_left"]
         return (
-            f"{here.num_images / seconds:.2f} images/s, {here.num_masks / seconds:.1f} masks/s, "
-            f"{seen.num_failed} failed, {'starting' if left is None else describe_duration(left) + ' left'}"
+            f"{work['images_per_s']:.2f} images/s, {work['masks_per_s']:.1f} masks/s, "
+            f"{self._count_seen().num_failed} failed, {'starting' if left_s is None else describe_duration(left_s) + ' left'}"
         )
 
     def save(self, state: str) -> None:
@@ -168,7 +169,7 @@ class Watch:
         counted = self.tally - sum(self._redone.values(), Tally())
         content = {
             **self.make_report(state),
-            "num_images_in_work": self._count_seen().num_images - self.tally.num_images,
+            **self._measure_work(),
             "counted": describe_counted(counted, self._shards),
         }
         _write_json(self._output, "progress.json", content)
@@ -207,6 +208,19 @@ class Watch:
             },
             "peak_memory_bytes": self._peak_memory_bytes,
             "fingerprint": self._record.fingerprint,
+        }
+
+    def _measure_work(self) -> dict[str, Any]:
+        """How it goes at this moment, with the images of shards in work; no time left is known before the first."""
+        seconds = self._measure_work_s()
+        here = sum(self._in_work.values(), self._labeled)
+        left_s = (self.num_todo - here.num_images) * seconds / here.num_images if here.num_images else None
+        return {
+            "num_images_in_work": self._count_seen().num_images - self.tally.num_images,
+            "num_workers_now": self._num_workers_now,
+            "images_per_s": round(here.num_images / seconds, 4),
+            "masks_per_s": round(here.num_masks / seconds, 4),
+            "seconds_left": None if left_s is None else round(left_s, 1),
         }
 
     def _measure_work_s(self) -> float:
@@ -249,6 +263,21 @@ def describe_report(report: Mapping[str, Any], *, output: str) -> str:
         lines += ["next:", f"  python -m jobs verify {output}", f"  python -m export coco {output} coco.json"]
         lines += [f"  python -m export preview {output} preview"]
     return "\n".join(lines)
+
+
+def describe_progress(progress: Mapping[str, Any], *, num_done: int) -> str:
+    """A sentence on how a run goes, or went: ``progress.json``, which is a little older than ``num_done`` committed images."""
+    text = f"{progress['state']} as of {progress['updated']}"
+    silent_s = (datetime.now(UTC) - datetime.fromisoformat(progress["updated"])).total_seconds()
+    rates = f"{progress['images_per_s']:.2f} images/s, {progress['masks_per_s']:.1f} masks/s"
+    if progress["state"] != "running":
+        return f"{text}: {progress['num_workers']} workers, {rates}"
+    if silent_s > _SILENT_S:
+        return f"{text}, but silent for {describe_duration(silent_s)}: if it was killed, the same label command goes on"
+    num_in_work = max(0, progress["num_done"] + progress["num_images_in_work"] - num_done)
+    left_s = progress.get("seconds_left")
+    left = "starting" if left_s is None else f"{describe_duration(left_s)} left"
+    return f"{text}: {num_in_work} more images in unfinished shards, {progress.get('num_workers_now')} workers, {rates}, {left}"
 
 
 def describe_prompt_counts(counts: Mapping[str, int]) -> str:

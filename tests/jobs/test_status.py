@@ -1,0 +1,100 @@
+"""``status``: how far a run is, from its storage alone."""
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import label_arguments, make_slow, start_jobs, wait_until
+
+from jobs.events import ImageDone, ShardCommitted
+from jobs.plan import read_run
+from jobs.report import Watch, read_report
+from jobs.shards import Tally, tally_shard
+
+LabelHere = Callable[..., Path]
+Main = Callable[..., int]
+
+
+@pytest.fixture
+def output(label_here: LabelHere) -> Path:
+    """Twelve images in shards of three, of which the first three are committed."""
+    return label_here(images_per_shard=3, shards=range(3))
+
+
+def save_progress(output: Path, *, committed: list[int], in_work: int, state: str = "running") -> Watch:
+    """What a driver writes that saw these shards committed, and so many images of another done."""
+    record = read_run(str(output))
+    assert record is not None
+    watch = Watch(str(output), record=record, before=Tally())
+    watch.tick(num_workers=2)
+    for shard in committed:
+        watch.count_shard(ShardCommitted(shard, tally_shard(str(output), shard), 0))
+    for number in range(in_work):
+        watch.count_image(2, ImageDone(number, num_masks=4, error_kind=None, log=None))
+    watch.save(state)
+    return watch
+
+
+def read_status(main: Main, output: Path, capsys: Any) -> str:
+    capsys.readouterr()
+    assert main("status", output) == 0
+    return str(capsys.readouterr().out)
+
+
+def test_done_running_rate_and_time_left(output: Path, main: Main, capsys: Any) -> None:
+    """Shards that were committed after progress.json was written count as done, and their images not as running too."""
+    save_progress(output, committed=[0, 1], in_work=3)
+    text = read_status(main, output, capsys)
+    assert "9 of 12 images done in 3 of 4 shards" in text
+    assert "running as of 2" in text
+    assert ": 0 more images in unfinished shards, 2 workers, " in text
+    save_progress(output, committed=[0, 1, 2], in_work=2)
+    progress = read_report(str(output), "progress.json")
+    assert progress is not None
+    assert progress["images_per_s"] > 0
+    text = read_status(main, output, capsys)
+    assert f": 2 more images in unfinished shards, 2 workers, {progress['images_per_s']:.2f} images/s, " in text
+    assert text.endswith(" left\n")
+
+
+def test_before_the_first_image_no_time_is_known(output: Path, main: Main, capsys: Any) -> None:
+    """It says so, and promises nothing."""
+    save_progress(output, committed=[], in_work=0)
+    assert read_status(main, output, capsys).endswith(" 2 workers, 0.00 images/s, 0.0 masks/s, starting\n")
+
+
+def test_a_driver_that_says_nothing_is_not_running(output: Path, main: Main, capsys: Any) -> None:
+    """One that was killed leaves progress.json as it was; one that stopped says so, and has no time left."""
+    save_progress(output, committed=[0], in_work=1)
+    progress = json.loads((output / "progress.json").read_text())
+    progress["updated"] = (datetime.now(UTC) - timedelta(minutes=12)).isoformat(timespec="seconds")
+    (output / "progress.json").write_text(json.dumps(progress))
+    text = read_status(main, output, capsys)
+    assert "silent for 12 min: if it was killed, the same label command goes on" in text
+    assert " left" not in text
+    save_progress(output, committed=[0], in_work=1, state="stopped")
+    text = read_status(main, output, capsys)
+    assert "stopped as of 2" in text
+    assert ": 2 workers, " in text
+    assert "unfinished" not in text
+    (output / "progress.json").unlink()
+    assert read_status(main, output, capsys).startswith("9 of 12 images done in 3 of 4 shards\n")
+
+
+def test_a_job_is_followed_while_it_runs(cluster: object, main: Main, model_folder: Path, tmp_path: Path, capsys: Any) -> None:
+    """From its first image on, long before the first shard is committed."""
+    slow = make_slow(tmp_path / "slow", count=40)
+    job = start_jobs(*label_arguments(slow, tmp_path / "out", model_folder, "--workers", 1), cwd=tmp_path)
+    wait_until(lambda: ((read_report(str(tmp_path / "out"), "progress.json")) or {}).get("num_images_in_work"))
+    text = read_status(main, tmp_path / "out", capsys)
+    job.terminate()
+    job.communicate(timeout=60)
+    assert "0 of 40 images done in 0 of 1 shards" in text
+    assert " more images in unfinished shards, 1 workers, " in text
+    assert ", 0.00 images/s" not in text
+    assert text.endswith(" s left\n")
+    text = read_status(main, tmp_path / "out", capsys)
+    assert "stopped as of " in text

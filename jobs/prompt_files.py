@@ -4,9 +4,12 @@ Must not know the run's images: a prompt comes out as its file has it, and what 
 its error. Only a file that is none is refused. The columns of a table are described at ``COLUMNS``.
 """
 
+import itertools
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +25,8 @@ COLUMNS = {
     "points_xy": "[[x, y], ...] in pixels",
     "point_labels": "[1, 0, ...]: inside or outside of the object, one a point; not there: all inside",
     "id": "the prompt's own id; also called source_prompt_id",
-    "category_id": "a whole number; or",
-    "category": "a name, which gets a number",
+    "category_id": "a whole number",
+    "category": "its name; without a number it gets one",
     "width": "of the image that the prompt was made for, in pixels; with height: see --prompts-frame",
     "height": "the same",
 }
@@ -74,7 +77,7 @@ class PromptFile:
         for row in read_coco(self._uri, "images") if self._extension == "json" else ():
             if not isinstance(row, Mapping) or "id" not in row or not isinstance(row.get("file_name"), str):
                 raise OptionsError(f"--prompts {self._uri}: an image without id or file_name: {str(row)[:80]}")
-            yield FileImage(json.dumps(row["id"]), _clean(row["file_name"]), _read_size(row))
+            yield FileImage(_to_ref(row["id"]), _clean(row["file_name"]), _read_size(row))
 
     def read_prompts(self) -> Iterator[Prompt]:
         """The prompts in the file's order; ``prompt_id`` counts from 1, ``image`` is a COCO image's ``ref`` or a name.
@@ -84,20 +87,45 @@ class PromptFile:
             FileNotFoundError, PermissionError, StorageError: as ``labeler.storage``.
         """
         if self._extension == "json":
-            self._read_categories()
+            self._read_coco_categories()
             for number, row in enumerate(read_coco(self._uri, "annotations"), start=1):
                 yield self._annotation_to_prompt(row if isinstance(row, Mapping) else {}, number)
             return
+        self._read_table_categories()
         columns = [*_NAMES, *_IDS, *_CORNERS, *COLUMNS, *_UNCLEAR]
         for number, row in enumerate(read_table(self._uri, columns=columns), start=1):
             if number == 1:
                 self._check_columns(row)
             yield self._row_to_prompt(row, number)
 
-    def _read_categories(self) -> None:
+    def _read_coco_categories(self) -> None:
         for row in read_coco(self._uri, "categories", is_needed=False):
-            if isinstance(row, Mapping) and isinstance(row.get("id"), int):
-                self._categories.setdefault(row["id"], dict(row))
+            with suppress(PromptError):  # One without a number is nobody's.
+                number = _to_category_id(row.get("id") if isinstance(row, Mapping) else None)
+                if number is not None:
+                    self._categories.setdefault(number, {**row, "id": number})
+
+    def _read_table_categories(self) -> None:
+        """By a reading of their own: a name that no row numbers gets a number that no row uses, however late they come."""
+        ids: dict[str, int | None] = {}
+        for row in read_table(self._uri, columns=["category_id", "category"]):
+            name = _to_name(row.get("category"))
+            try:
+                number = _to_category_id(row.get("category_id"))
+            except PromptError:
+                continue  # Its prompt will say so.
+            if number is not None:
+                category = self._categories.setdefault(number, {"id": number})
+                if name is not None and category.setdefault("name", name) != name:
+                    continue  # This, too.
+            if name is not None and ids.get(name) is None:
+                ids[name] = number
+        spare = itertools.count(1 + max([0, *self._categories]))
+        self._category_ids = {name: next(spare) if number is None else number for name, number in ids.items()}
+        for name, number in self._category_ids.items():
+            self._categories.setdefault(number, {"id": number, "name": name})
+        for number, category in self._categories.items():
+            category.setdefault("name", str(number))
 
     def _annotation_to_prompt(self, row: Mapping[str, Any], number: int) -> Prompt:
         error = None
@@ -112,7 +140,7 @@ class PromptFile:
         return Prompt(
             prompt_id=number,
             source_id=_to_text(row.get("id")),
-            image=json.dumps(row.get("image_id")),
+            image=_to_ref(row.get("image_id")),
             category_id=category_id,
             box_xyxy=box,
             error=error,
@@ -153,18 +181,15 @@ class PromptFile:
         raise OptionsError(f"{where} has no column of boxes or points. Columns: {known}")
 
     def _find_category(self, number: object, name: object) -> int | None:
-        """The category's number. One that the file does not list is added, by its number or under the next one."""
-        if number not in (None, ""):
-            category_id = _to_whole(number, "category_id")
-            self._categories.setdefault(category_id, {"id": category_id, "name": str(category_id)})
-            return category_id
-        if name in (None, ""):
-            return None
-        text = _clean(str(name))
-        if text not in self._category_ids:
-            self._category_ids[text] = max([0, *self._categories]) + 1
-            self._categories[self._category_ids[text]] = {"id": self._category_ids[text], "name": text}
-        return self._category_ids[text]
+        """The category's number. One that a COCO file does not list is added."""
+        category_id, text = _to_category_id(number), _to_name(name)
+        if category_id is None:
+            return None if text is None else self._category_ids.get(text)
+        category = self._categories.setdefault(category_id, {"id": category_id, "name": str(category_id)})
+        if text is not None and text != category["name"]:
+            known = _shorten(category["name"])
+            raise PromptError("malformed", f"category_id {category_id} is {known} elsewhere, but here {_shorten(text)}")
+        return category_id
 
 
 def _read_box(row: Mapping[str, Any]) -> Numbers | None:
@@ -236,6 +261,22 @@ def _to_whole(value: object, name: str) -> int:
     if not number.is_integer() or abs(number) > _LARGEST:
         raise PromptError("malformed", f"{name} {_shorten(value)} is no whole number")
     return int(number)
+
+
+def _to_category_id(value: object) -> int | None:
+    return None if value in (None, "") else _to_whole(value, "category_id")
+
+
+def _to_name(value: object) -> str | None:
+    return None if value in (None, "") else _clean(str(value))
+
+
+def _to_ref(image_id: object) -> str:
+    """What leads from a COCO file's annotations to its images: 7, 7.0 and "7" are one id."""
+    if isinstance(image_id, float) and image_id.is_integer():
+        image_id = int(image_id)
+    text = str(image_id)
+    return text if re.fullmatch(r"0|-?[1-9][0-9]*", text) else json.dumps(image_id)
 
 
 def _to_text(value: object) -> str | None:

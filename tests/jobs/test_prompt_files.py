@@ -88,6 +88,34 @@ def test_coco_annotations_are_prompts(tmp_path: Path) -> None:
     assert file.categories == [{"id": 3, "name": "cat", "supercategory": "animal"}, {"id": 9, "name": "9"}]
 
 
+def test_one_id_may_be_spelled_as_numbers_are(tmp_path: Path) -> None:
+    """7, 7.0 and "7", of images and of categories; "07" is a name."""
+    content = {
+        "annotations": [{"id": n, "image_id": i, "category_id": 1, "bbox": [1, 2, 3, 4]} for n, i in enumerate((7, 7.0, "7"))],
+        "categories": [{"id": 1.0, "name": "cup"}],
+        "images": [{"id": i, "file_name": "a.png"} for i in ("7", "07", 0)],
+    }
+    (tmp_path / "boxes.json").write_text(json.dumps(content))
+    file = open_file(tmp_path / "boxes.json")
+    assert [image.ref for image in file.read_images()] == ["7", '"07"', "0"]
+    assert [(prompt.image, prompt.category_id) for prompt in file.read_prompts()] == [("7", 1)] * 3
+    assert file.categories == [{"id": 1, "name": "cup"}]
+
+
+def test_a_category_keeps_its_number_and_its_name(tmp_path: Path) -> None:
+    """Where rows have both, either or none; a name without a number gets one that no later row uses."""
+    given = [(None, "dog"), (3, None), (3, "cup"), (None, "cup"), (1, None), (3, "mug"), (None, "mug"), (None, None)]
+    box = {"image": "a.png", "box_xyxy": [1, 2, 3, 4]}
+    rows = [{**box, "category_id": number, "category": name} for number, name in given]
+    for path in (write_jsonl(tmp_path / "p.jsonl", rows), write_parquet(tmp_path / "p.parquet", rows)):
+        file = open_file(path)
+        prompts = list(file.read_prompts())
+        assert [prompt.category_id for prompt in prompts] == [4, 3, 3, 3, 1, None, 5, None]
+        assert [bool(prompt.error) for prompt in prompts].index(True) == 5
+        assert "category_id 3 is 'cup' elsewhere, but here 'mug'" in str(prompts[5].error)
+        assert {category["id"]: category["name"] for category in file.categories} == {1: "1", 3: "cup", 4: "dog", 5: "mug"}
+
+
 @pytest.mark.parametrize(
     ("row", "words"),
     [

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from jobs.prompt_files import FileImage
 from jobs.refs import ImageRef
 from labeler import storage
-from labeler.errors import PromptError, StorageError
+from labeler.errors import OptionsError, PromptError, StorageError
 from labeler.prompts import Prompt
 
 _TABLES = """
@@ -25,9 +25,14 @@ PRAGMA journal_mode = OFF;
 PRAGMA synchronous = OFF;
 PRAGMA cache_size = -16384;
 CREATE TABLE sources (ref TEXT PRIMARY KEY, name TEXT, height INTEGER, width INTEGER, by_name TEXT, by_text TEXT, by_uri TEXT,
-                      image_id INTEGER);
+                      image_id INTEGER, other_name TEXT);
 CREATE TABLE keys (key TEXT PRIMARY KEY, image_id INTEGER) WITHOUT ROWID;
 CREATE TABLE prompts (number INTEGER PRIMARY KEY, ref TEXT, own_id TEXT, category_id INTEGER, body TEXT);
+"""
+
+_ADD_SOURCE = """
+INSERT INTO sources VALUES (?, ?, ?, ?, ?, ?, ?, NULL, NULL)
+ON CONFLICT (ref) DO UPDATE SET other_name = excluded.name WHERE name <> excluded.name
 """
 
 _FIND_IMAGES = """
@@ -53,17 +58,28 @@ class Counts(NamedTuple):
 
 
 class Matching:
-    """The prompts of a file and the images they are for. Open it with ``open_matching``."""
+    """The prompts of a file and the images they are for. Open it with ``open_matching``.
+
+    Attributes:
+        are_ids_lost: the file gives its prompts ids, but the run numbers them.
+    """
 
     def __init__(self, database: sqlite3.Connection) -> None:
         self._database = database
         self._id = "number"
         self._is_listed = False
+        self.are_ids_lost = False
 
     def add_prompts(self, images: Iterable[FileImage], prompts: Iterable[Prompt]) -> None:
-        """Take in a file: first the images that it lists, if any, then its prompts."""
-        add_source = "INSERT OR IGNORE INTO sources VALUES (?, ?, ?, ?, ?, ?, ?, NULL)"
-        self._database.executemany(add_source, (_make_source(image) for image in images))
+        """Take in a file: first the images that it lists, if any, then its prompts.
+
+        Raises:
+            OptionsError: it gives one id to several images, so that nobody can tell which of them a prompt is for.
+        """
+        self._database.executemany(_ADD_SOURCE, (_make_source(image) for image in images))
+        twice = self._database.execute("SELECT ref, name, other_name FROM sources WHERE other_name IS NOT NULL").fetchone()
+        if twice is not None:
+            raise OptionsError("--prompts: the image id {} is that of {} and of {}; give each image its own".format(*twice))
         self._is_listed = bool(self._database.execute("SELECT EXISTS (SELECT 1 FROM sources)").fetchone()[0])
         self._database.executemany(
             "INSERT INTO prompts VALUES (?, ?, ?, ?, ?)",
@@ -71,7 +87,7 @@ class Matching:
         )
         if not self._is_listed:  # Prompts of a table name their images themselves.
             names = self._database.execute("SELECT DISTINCT ref FROM prompts WHERE ref IS NOT NULL")
-            self._database.executemany(add_source, (_make_source(FileImage(ref, ref, None)) for (ref,) in names))
+            self._database.executemany(_ADD_SOURCE, (_make_source(FileImage(ref, ref, None)) for (ref,) in names))
         self._choose_ids()
 
     def find_images(self, refs: Iterable[ImageRef]) -> None:
@@ -125,10 +141,12 @@ class Matching:
 
     def _choose_ids(self) -> None:
         """Where each prompt has a whole number of its own, that is its id in the run too; else its place in the file."""
-        odd = "SELECT EXISTS (SELECT 1 FROM prompts WHERE own_id IS NULL OR own_id <> CAST(own_id AS INTEGER) || '' OR {less})"
-        less = "CAST(own_id AS INTEGER) < 1"
+        odd = "SELECT EXISTS (SELECT 1 FROM prompts WHERE own_id IS NULL OR own_id <> CAST(own_id AS INTEGER) || '')"
         twice = "SELECT EXISTS (SELECT 1 FROM prompts GROUP BY CAST(own_id AS INTEGER) HAVING COUNT(*) > 1)"
-        if not any(self._database.execute(query).fetchone()[0] for query in (odd.format(less=less), twice)):
+        if any(self._database.execute(query).fetchone()[0] for query in (odd, twice)):
+            given = "SELECT EXISTS (SELECT 1 FROM prompts WHERE own_id IS NOT NULL)"
+            self.are_ids_lost = bool(self._database.execute(given).fetchone()[0])
+        else:
             self._id = "CAST(own_id AS INTEGER)"
 
 

@@ -151,6 +151,8 @@ class MatchedPrompts:
         if not counts.num_images:  # Surely a slip, but then everything is an error row and nothing is lost.
             lost = next(self._matching.read_lost())
             text += f". WARNING: none of them does: they say {lost.image}, but the run's images are called {self._first_name}"
+        if self._matching.are_ids_lost:
+            text += "; their ids are not whole numbers, each once, so prompt_id is a prompt's place in the file, from 1"
         if self._num_images_without:
             text += f"; {self._num_images_without} images have no prompt and get no masks"
         return text
@@ -206,21 +208,33 @@ def match_prompts(
     """The prompts of a file with the images of a listing; gone when this ends. None where there is either not.
 
     Raises:
-        OptionsError: the file is none of prompts, or holds none.
+        OptionsError: the file is none of prompts, or holds none, or is not the one that was described any more.
         StorageError: it can't be read, or this machine's temporary folder can't be written.
     """
     if spec is None or listing is None:
         yield None
         return
-    file = PromptFile(spec.uri)
     with open_matching() as matching:
-        matching.add_prompts(file.read_images(), file.read_prompts())
+        categories = _add_file(spec, matching)
         matching.find_images(listing.read_refs())
-        matched = MatchedPrompts(matching, categories=tuple(file.categories), listing=listing)
+        matched = MatchedPrompts(matching, categories=categories, listing=listing)
         if not matching.count().num_prompts:
             raise OptionsError(f"--prompts {spec.uri} holds no prompt")
         say(matched.describe())
         yield matched
+
+
+def _add_file(spec: PromptsSpec, matching: Matching) -> tuple[dict[str, Any], ...]:
+    """Take in the prompts of the file and give its categories. It is read several times: all must be of what was hashed."""
+    file = PromptFile(spec.uri)
+    changed = f"--prompts {spec.uri} changed while it was read; run the same command again"
+    try:
+        matching.add_prompts(file.read_images(), file.read_prompts())
+        if hash_file(spec.uri) != spec.sha256:
+            raise OptionsError(changed)
+    except FileNotFoundError as error:
+        raise OptionsError(changed) from error
+    return tuple(file.categories)
 
 
 def read_shard_prompts(output: str, *, part: int, group: int) -> list[Prompt]:

@@ -1,9 +1,11 @@
 """Runs with prompts: every prompt one row, whatever is wrong with it, its image or a worker; the same bytes in any case."""
 
+import json
 import os
 import signal
 import subprocess
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,13 @@ from PIL import Image as PillowImage
 from prompt_fakes import label_prompts, load, write_prompts
 
 from jobs.events import ImageDone
+from jobs.options import Selection
 from jobs.plan import read_run
+from jobs.prompts import describe_prompts, match_prompts
+from jobs.sources import list_images
 from jobs.verify import find_faults
 from labeler import storage
+from labeler.errors import OptionsError
 from labeler.prompts import Prompt
 
 RunJobs = Callable[..., subprocess.CompletedProcess[str]]
@@ -85,14 +91,54 @@ def test_images_are_found_by_name_else_by_uri(photos: Path, model_folder: Path, 
     assert found["image_id"].fillna(0).tolist() == [1, 1, 1, 1, 1, 0]
 
 
-def test_whole_numbers_of_their_own_are_the_prompts_ids(photos: Path, model_folder: Path, tmp_path: Path) -> None:
-    """If all have one; else their places in the file, from 1."""
-    row = {"image": "a/1 %.png", "points_xy": [[20, 20]]}
-    own, twice, names = [{**row, "id": 70}, {**row, "id": 6}], [{**row, "id": 7}] * 2, [{**row, "id": "x"}, {**row, "id": 2}]
-    for number, (rows, expected) in enumerate([(own, [6, 70]), (twice, [1, 2]), (names, [1, 2]), ([row], [1])]):
-        output = tmp_path / str(number)
-        label_prompts(photos, write_prompts(tmp_path / "p.jsonl", rows), output, model_folder)
-        assert pd.read_parquet(output / "masks")["prompt_id"].tolist() == expected
+@pytest.mark.parametrize(
+    ("ids", "expected", "words"),
+    [
+        ([70, 6], [6, 70], ""),
+        ([1, 0], [0, 1], ""),
+        ([-1, 5], [-1, 5], ""),
+        ([7, 7], [1, 2], "prompt_id is a prompt's place in the file"),
+        (["x", 2], [1, 2], "prompt_id is a prompt's place in the file"),
+        ([None], [1], ""),
+    ],
+)
+def test_whole_numbers_of_their_own_are_the_prompts_ids(
+    ids: list[Any], expected: list[int], words: str, photos: Path, model_folder: Path, tmp_path: Path, capsys: Any
+) -> None:
+    """If all have one, also from 0; else their places in the file, from 1, which is said where there are ids."""
+    rows = [{"image": "a/1 %.png", "points_xy": [[20, 20]], "id": number} for number in ids]
+    label_prompts(photos, write_prompts(tmp_path / "p.jsonl", rows), tmp_path / "out", model_folder)
+    assert pd.read_parquet(tmp_path / "out" / "masks")["prompt_id"].tolist() == expected
+    assert list_faults(tmp_path / "out") == []
+    said = capsys.readouterr().out
+    assert words in said if words else "prompt_id" not in said
+
+
+def test_prompts_are_those_that_were_hashed(photos: Path, tmp_path: Path) -> None:
+    """A file that changes, or goes, after its hash was taken is refused: a run says which prompts it has."""
+    prompts = write_prompts(tmp_path / "p.jsonl", ROWS)
+    asked = describe_prompts(str(prompts), options=None, frozen=None)
+    listing = list_images(storage.path_to_uri(photos), selection=Selection())
+    with match_prompts(asked, listing=listing) as matched:
+        assert matched is not None
+    for change in (lambda: write_prompts(prompts, ROWS[:-1]), prompts.unlink):
+        change()
+        with pytest.raises(OptionsError, match=r"p\.jsonl changed while it was read"), match_prompts(asked, listing=listing):
+            pass
+
+
+def test_one_image_id_is_one_image(photos: Path, tmp_path: Path) -> None:
+    """Files that were put together without new ids are refused; one image listed twice is harmless."""
+    names = ["a/1 %.png", "a/1 %.png", "b/c/4 %.png"]
+    boxes = [{"id": 1, "image_id": 5, "bbox": [5, 5, 20, 20]}]
+    listing = list_images(storage.path_to_uri(photos), selection=Selection())
+    for count in (2, 3):
+        images = [{"id": 5, "file_name": name} for name in names[:count]]
+        (tmp_path / "p.json").write_text(json.dumps({"images": images, "annotations": boxes}))
+        asked = describe_prompts(str(tmp_path / "p.json"), options=None, frozen=None)
+        expected = pytest.raises(OptionsError, match=r"image id 5 is that of a/1 %[.]png and of b/c/4 %[.]png")
+        with expected if count == 3 else nullcontext(), match_prompts(asked, listing=listing) as matched:
+            assert matched is not None
 
 
 def test_prompts_without_an_image_are_dealt_to_all_shards(

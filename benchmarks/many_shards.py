@@ -50,7 +50,7 @@ def make_run(folder: Path, *, num_shards: int, num_newer: int) -> None:
     """A finished run of one image a shard, the last ones newer than ``progress.json``."""
     record = make_record(num_shards)
     row = ImageRow(image_id=1, uri="file:///nowhere/a.png", file_name="a.png", width=8, height=8, seconds_encode=1.0)
-    commit_shard(str(folder), 0, masks=[], rows=[row], metadata={"labeler.schema_version": "1"}, retries=0)
+    commit_shard(str(folder), 0, masks=[], rows=[row], metadata={"labeler.schema_version": "1"})
     for table in ("masks", "images"):
         data = (folder / tables.part_name(table, 0)).read_bytes()  # type: ignore[arg-type]
         for number in range(1, num_shards):

@@ -47,7 +47,7 @@ class Idler(jobs.crew.NodeLabeler):
             yield ImageDone(row.image_id, 0, None)
         if commit == "commit":
             metadata = {"labeler.schema_version": "1"}
-            commit_shard(self._output, shard, masks=[], rows=rows, metadata=metadata, retries=0, permit=permit)
+            commit_shard(self._output, shard, masks=[], rows=rows, metadata=metadata, permit=permit)
         yield ShardCommitted(shard, tally_rows(rows), 0)
 
 

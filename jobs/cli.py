@@ -29,6 +29,7 @@ from labeler.errors import OptionsError, StorageError
 from labeler.flags import EXIT_DONE, EXIT_STOPPED, EXIT_USAGE, MaskFlags, given_options, run_command
 from labeler.models import find_model, read_model_info
 from labeler.options import Preset, PromptOptions, name_prices, resolve_mask_options
+from labeler.retries import use_retries
 from labeler.stores import find_bucket, parse_store_options, use_store_options
 
 EXIT_TOO_MANY_FAILED = 3
@@ -113,6 +114,7 @@ def label(
     }
     use_store_options(parse_store_options(job.storage_options, places=places))
     with catch_signals() as signals, LeaseHolder(place, say=_say) as lease:
+        use_retries(job.storage_retries, is_stopped=lambda: bool(signals.received))
         try:
             record = read_run(place)
             if record is not None and extend and not dry_run:
@@ -143,6 +145,7 @@ def label(
                     record = freeze_run(
                         place,
                         spec,
+                        check=lease.check,
                         images_per_shard=job.images_per_shard,
                         listing=listing,
                         model_folder=folder,
@@ -172,6 +175,7 @@ def status(output: str, /, *, failures: Path | None = None, storage_options: tup
         storage_options: KEY=VALUE for fsspec, as `label` takes them.
     """
     use_store_options(parse_store_options(storage_options, places={"output": output}))
+    use_retries(JobOptions().storage_retries)
     record = _read_run(output)
     shards = sorted(tables.list_committed_shards(output))
     progress = read_report(output, "progress.json")
@@ -201,17 +205,20 @@ def verify(output: str, /, *, repair: bool = False, storage_options: tuple[str, 
     from jobs.verify import find_faults, remove_parts
 
     use_store_options(parse_store_options(storage_options, places={"output": output}))
+    use_retries(JobOptions().storage_retries)
     record = _read_run(output)
     num_faults = 0
     parts: set[str] = set()
     with LeaseHolder(output, say=_say) as lease:
         if repair:
             lease.take()
+            record = _read_run(output)  # From now on nobody else extends it.
         for fault in find_faults(output, record):
             num_faults += 1
             parts.update(fault.parts)
             print(f"fault: {fault}")
         if repair and parts:
+            lease.check()
             remove_parts(output, parts)
     num_done = len(tables.list_committed_shards(output))
     if num_done < record.num_shards:

@@ -21,7 +21,6 @@ from jobs.events import WorkerInfo
 from jobs.lease import LeaseHolder, Permit, ProcessName, is_process_alive
 from jobs.ledger import Assignment, ShardLedger
 from jobs.options import JobOptions
-from jobs.shards import call_with_retries
 from jobs.worker import ShardLabeler
 from labeler.errors import LabelerError, ModelError
 from labeler.stores import get_store_options
@@ -288,7 +287,7 @@ class Crew:
         is_alive = is_process_alive(process)
         if is_alive is None:
             attempt = worker.task.assignment.attempt
-            call_with_retries(lambda: self._lease.write_off(attempt), retries=self._options.storage_retries)
+            self._lease.write_off(attempt)
         elif is_alive:
             with contextlib.suppress(OSError):
                 os.kill(process.pid, signal.SIGKILL)  # Ray's own kill does not reach a process that is stopped.

@@ -97,7 +97,6 @@ def estimate_job(
         find_root(spec.input, selection=spec.selection),
         options=spec.options,
         predictor=predictor,
-        retries=job.retries,
         image_column=spec.selection.image_column,
         prompt_options=spec.prompts.options if spec.prompts else None,
     )

@@ -15,7 +15,6 @@ from jobs.asking import ShardPrompts, find_masks
 from jobs.plan import PlannedImage
 from jobs.reading import read_image
 from jobs.refs import ImageRef
-from jobs.shards import call_with_retries
 from labeler import storage
 from labeler.errors import ImageError, LabelerError, StorageError
 from labeler.images import decode_image
@@ -52,7 +51,6 @@ class ImageLabeler:
         root: the input they come from; a missing file is only missing while this still answers.
         options: the run's.
         predictor: the model.
-        retries: how often a storage call that failed is tried again.
         image_column: which column of Parquet files holds the images, where they have several.
         prompt_options: the run's, where it has prompts.
     """
@@ -63,14 +61,12 @@ class ImageLabeler:
         *,
         options: MaskOptions,
         predictor: Predictor,
-        retries: int,
         image_column: str | None = None,
         prompt_options: PromptOptions | None = None,
     ) -> None:
         self._root = root
         self._options = options
         self._predictor = predictor
-        self._retries = retries
         self._image_column = image_column
         self._prompt_options = prompt_options
 
@@ -83,9 +79,9 @@ class ImageLabeler:
         """
         start = time.perf_counter()
         try:
-            data = call_with_retries(lambda: read_image(ref, image_column=self._image_column), retries=self._retries)
+            data = read_image(ref, image_column=self._image_column)
         except FileNotFoundError as error:
-            if not call_with_retries(lambda: storage.exists(self._root), retries=self._retries):
+            if not storage.exists(self._root):
                 raise StorageError(f"the input {self._root} is gone") from error
             raise ImageError("missing", "listed when the run was planned, but not there any more") from error
         except PermissionError as error:

@@ -21,7 +21,8 @@ from types import TracebackType
 from typing import Self
 
 from labeler import storage
-from labeler.errors import StorageError
+from labeler.errors import StorageError, StorageRefusedError
+from labeler.retries import call_with_retries, trying_once
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ LAPSE_S = 30.0
 _SETTLE_S = 0.3
 
 
-class LeaseLostError(StorageError):
+class LeaseLostError(StorageRefusedError):
     """Another driver has the folder, or this worker was written off: what it has not committed does not count."""
 
 
@@ -141,7 +142,7 @@ class LeaseHolder:
         """From now on this attempt's worker may write nothing, should it still live."""
         with self._lock:
             self._lease = replace(self._lease, written_off=(*self._lease.written_off, attempt))
-        self._write()
+        call_with_retries(self._write)  # As a whole: between the tries the lease is kept alive.
 
     def release(self) -> None:
         """Give the folder back, so that the next driver need not wait."""
@@ -149,7 +150,7 @@ class LeaseHolder:
             return
         self._stopped.set()
         self._thread.join(timeout=2 * BEAT_S)
-        with suppress(StorageError, OSError):
+        with trying_once(), suppress(StorageError, OSError):
             found = read_lease(self._output)
             if found is not None and found.driver == self._lease.driver:
                 storage.delete(_locate(self._output))
@@ -157,8 +158,9 @@ class LeaseHolder:
     def _keep_alive(self) -> None:
         while not self._stopped.wait(BEAT_S):
             try:
-                self.check()
-                self._write()
+                with trying_once():  # The next beat is the next try.
+                    self.check()
+                    self._write()
             except LeaseLostError:
                 return
             except (StorageError, OSError) as error:

@@ -113,8 +113,18 @@ def freeze_run(
     listing: Listing,
     model_folder: Path,
     prompts: MatchedPrompts | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> RunRecord:
     """Write the model, the plan and last ``run.json``. Killed before that, nothing was frozen and the next try starts anew.
+
+    Args:
+        output: the run's folder.
+        spec: what was asked for.
+        images_per_shard: how many images are committed together.
+        listing: the images.
+        model_folder: the model's, on this machine.
+        prompts: what is asked about them, in a run with prompts.
+        check: called before ``run.json`` is written; raises where this process may not write to the folder any more.
 
     Raises:
         OptionsError: the output holds parts that no ``run.json`` explains.
@@ -140,6 +150,7 @@ def freeze_run(
         prompts_plan=prompts.write(output, images_per_shard=images_per_shard, shards_of_parts=sizes) if prompts else None,
         tools=_read_tool_versions(),
     )
+    check()
     _write_record(output, record)
     return record
 

@@ -25,6 +25,7 @@ from jobs.shards import STAGES, Tally
 from jobs.tallies import ShardSet, describe_counted
 from labeler import storage, tables
 from labeler.errors import StorageError
+from labeler.retries import trying_once
 
 logger = logging.getLogger(__name__)
 
@@ -331,6 +332,7 @@ def write_failures(output: str, shards: Sequence[int], target: Path) -> int:
 
 def _write_json(output: str, name: str, content: Mapping[str, Any]) -> None:
     try:
-        storage.write_bytes(storage.join(output, name), json.dumps(content, indent=2).encode() + b"\n")
+        with trying_once():  # Whoever watches the workers must not wait for it.
+            storage.write_bytes(storage.join(output, name), json.dumps(content, indent=2).encode() + b"\n")
     except (StorageError, OSError) as error:
         logger.warning("%s could not be written: %s", name, error)

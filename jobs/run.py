@@ -20,7 +20,7 @@ from jobs.lease import LeaseHolder
 from jobs.ledger import ShardLedger
 from jobs.options import JobOptions
 from jobs.report import Watch
-from jobs.shards import call_with_retries, estimate_worker_memory, read_parts
+from jobs.shards import estimate_worker_memory, read_parts
 from labeler.errors import ImageError, ModelError, StorageError
 
 logger = logging.getLogger(__name__)
@@ -167,7 +167,7 @@ def put_back_misfits(ledger: ShardLedger, *, output: str, options: JobOptions, w
         Whether there are any.
     """
     for shard in ledger.take_suspects():
-        if call_with_retries(lambda: read_parts(output, shard), retries=options.storage_retries) is None:  # noqa: B023
+        if read_parts(output, shard) is None:
             logger.warning("two workers wrote shard %d and its parts do not fit each other; it is done again", shard)
             watch.forget_shard(shard)
             ledger.put_back(shard, anew=True)

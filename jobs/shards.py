@@ -5,33 +5,23 @@ the prompts, then the images part, which holds the others' sha256: when it stand
 again takes the images part away first.
 """
 
-import errno
 import functools
 import hashlib
-import random
-import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-from jobs.lease import LeaseLostError, Permit, check_permit
+from jobs.lease import Permit, check_permit
 from labeler import storage, tables
-from labeler.errors import StorageError, StorageRefusedError
+from labeler.errors import PartDamagedError, StorageError
 from labeler.prompt_rows import PromptRow, prompts_to_batch, values_to_row
+from labeler.retries import call_with_retries
 from labeler.tables import ImageRow
 
 STAGES = ("read", "decode", "encode", "predict", "post")
 
-_FIRST_PAUSE_S = 0.5
-_LONGEST_PAUSE_S = 30.0
-
 _MEMORY_BESIDE_WEIGHTS_BYTES = 500 * 2**20
-
-_LASTING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
-"""What no pause mends: a disk that is full or may not be written."""
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +110,11 @@ class ShardParts(NamedTuple):
 
 
 def read_parts(output: str, shard: int) -> ShardParts | None:
-    """The parts of a committed shard; None where one is missing, damaged or not the others'."""
+    """The parts of a committed shard; None where one is missing, damaged or not the others'.
+
+    Raises:
+        StorageError: they can't be read, which says nothing about them.
+    """
     try:
         images, _ = _read_part(output, "images", shard)
         known = tables.read_metadata(images)
@@ -129,12 +123,10 @@ def read_parts(output: str, shard: int) -> ShardParts | None:
         if tables.PROMPTS_SHA256 in known:
             prompts, sha256 = _read_part(output, "prompts", shard)
             is_whole = is_whole and sha256 == known[tables.PROMPTS_SHA256]
-    except FileNotFoundError:
+    except (FileNotFoundError, PartDamagedError):
         return None
-    except StorageError as error:
-        if error.__cause__ is not None and not isinstance(error.__cause__, OSError):
-            return None  # It was read, but is no table.
-        raise
+    except PermissionError as error:
+        raise StorageError(f"a part of shard {shard} of {output} may not be read: {error}") from error
     return ShardParts(masks, images, prompts) if is_whole else None
 
 
@@ -176,7 +168,6 @@ def commit_shard(
     rows: Sequence[ImageRow],
     prompts: Sequence[PromptRow] | None = None,
     metadata: Mapping[str, str],
-    retries: int,
     permit: Permit | None = None,
 ) -> None:
     """Write the parts of a shard; when this returns, it counts.
@@ -186,7 +177,6 @@ def commit_shard(
         rows: one for each image of the shard, in order of image_id.
         prompts: in a run that has them, one for each prompt of the shard, in the order of their plan.
         metadata: the run's.
-        retries: how often a write that failed is tried again.
         permit: looked at again before each write, and each new try of one.
 
     Raises:
@@ -206,7 +196,7 @@ def commit_shard(
             check_permit(output, permit)
             step()
 
-        call_with_retries(try_once, retries=retries)
+        call_with_retries(try_once)
 
     try:
         write(functools.partial(storage.delete, locate_part(output, "images", shard)))
@@ -230,22 +220,3 @@ def estimate_worker_memory(output: str) -> int:
 def locate_part(output: str, table: tables.TableName, number: int) -> str:
     """Where a part is, or will be."""
     return storage.join(output, tables.part_name(table, number))
-
-
-def call_with_retries(call: Callable[[], T], *, retries: int) -> T:
-    """The result of a storage call, tried again after a pause while the store does not answer.
-
-    Pauses double and are drawn at random, so that a thousand workers do not come back at the same moment.
-
-    Raises:
-        StorageError: that of the last try, or of the first that no pause can mend, such as a full disk. Anything else at
-            once: only the store's own troubles pass by themselves.
-    """
-    for attempt in range(retries):
-        try:
-            return call()
-        except StorageError as error:
-            if isinstance(error, LeaseLostError | StorageRefusedError) or getattr(error.__cause__, "errno", None) in _LASTING:
-                raise
-            time.sleep(random.uniform(0.5, 1.0) * min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2**attempt))
-    return call()

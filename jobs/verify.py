@@ -1,7 +1,8 @@
 """Is a run whole? Every file hashed, every row matched, every mask measured. Must not know how it was made.
 
 Trusts nothing but ``run.json``: the plan must have the hash it names, each image of the plan exactly one row, each row
-its masks, each mask the box, area and size that pycocotools finds in its run lengths.
+its masks, each mask the box, area and size that pycocotools finds in its run lengths. What can't be read is not known to
+be at fault: a store that does not answer ends the proof.
 """
 
 import hashlib
@@ -14,7 +15,7 @@ from jobs.plan import PlannedImage, RunRecord, read_shard
 from jobs.shards import locate_part
 from jobs.verify_prompts import check_prompt_rows, check_prompts_plan
 from labeler import rle, storage, tables
-from labeler.errors import ERROR_KINDS, LabelerError
+from labeler.errors import ERROR_KINDS, ModelError, PartDamagedError, StorageError
 from labeler.models import check_model, find_model, model_sha256
 
 _TABLES: tuple[tables.TableName, ...] = ("plan", "masks", "images")
@@ -34,7 +35,25 @@ class Fault:
 
 
 def find_faults(output: str, record: RunRecord) -> Iterator[Fault]:
-    """Each thing that is wrong with a run, as a sentence that names the file. Nothing where the run is whole."""
+    """Each thing that is wrong with a run, as a sentence that names the file. Nothing where the run is whole.
+
+    Raises:
+        StorageError: the store does not answer, or refuses: nobody can say.
+    """
+    try:
+        yield from _find_faults(output, record)
+    except PermissionError as error:
+        raise StorageError(f"{error.filename} may not be read: {error.strerror}") from error
+
+
+def remove_parts(output: str, parts: Iterable[str]) -> None:
+    """Take away what ``find_faults`` named, so that the next run makes it again."""
+    storage.delete(storage.join(output, "progress.json"))  # It counts what is about to go.
+    for name in sorted(parts):  # "images" sorts before the others: without its images part a shard does not count.
+        storage.delete(storage.join(output, *name.split("/")))
+
+
+def _find_faults(output: str, record: RunRecord) -> Iterator[Fault]:
     plan_faults = [*_check_plan(output, record), *check_prompts_plan(output, record)]
     yield from map(Fault, plan_faults)
     yield from map(Fault, _check_model(output, record))
@@ -49,21 +68,14 @@ def find_faults(output: str, record: RunRecord) -> Iterator[Fault]:
             yield Fault(text, parts)
 
 
-def remove_parts(output: str, parts: Iterable[str]) -> None:
-    """Take away what ``find_faults`` named, so that the next run makes it again."""
-    storage.delete(storage.join(output, "progress.json"))  # It counts what is about to go.
-    for name in sorted(parts):  # "images" sorts before the others: without its images part a shard does not count.
-        storage.delete(storage.join(output, *name.split("/")))
-
-
 def _check_plan(output: str, record: RunRecord) -> Iterator[str]:
     for number, part in enumerate(record.plan):
         uri = locate_part(output, "plan", number)
         try:
             if hashlib.sha256(storage.read_bytes(uri)).hexdigest() != part.sha256:
                 yield f"{uri} is not the plan that run.json names"
-        except (LabelerError, OSError) as error:
-            yield f"{uri} can't be read: {error}"
+        except FileNotFoundError:
+            yield f"{uri} is missing"
     if hashlib.sha256("".join(part.sha256 for part in record.plan).encode()).hexdigest() != record.plan_sha256:
         yield "run.json contradicts itself: plan_sha256 is not that of its parts"
     if sum(part.num_images for part in record.plan) != record.num_images:
@@ -74,7 +86,7 @@ def _check_model(output: str, record: RunRecord) -> Iterator[str]:
     try:
         if model_sha256(check_model(find_model(storage.join(output, "model")))) != record.model.sha256:
             yield f"{output}/model is not the model that run.json names"
-    except LabelerError as error:
+    except ModelError as error:
         yield f"{output}/model: {error}"
 
 
@@ -110,7 +122,7 @@ def _check_shard(output: str, record: RunRecord, shard: int) -> Iterator[str]:
         except FileNotFoundError:
             yield f"{name} is missing"
             continue
-        except (LabelerError, OSError) as error:
+        except PartDamagedError as error:
             yield str(error)
             continue
         sha256[table] = hashlib.sha256(data).hexdigest()

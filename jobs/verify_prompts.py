@@ -10,12 +10,12 @@ from jobs.asking import ShardPrompts
 from jobs.plan import RunRecord
 from jobs.prompts import hash_file
 from labeler import storage, tables
-from labeler.errors import PROMPT_ERROR_KINDS, LabelerError
+from labeler.errors import PROMPT_ERROR_KINDS
 from labeler.prompts import Prompt
 
 
 def check_prompts_plan(output: str, record: RunRecord) -> Iterator[str]:
-    """Whether the frozen prompts are those that ``run.json`` names."""
+    """Whether the frozen prompts are those that ``run.json`` names. Raises as ``labeler.storage`` does."""
     if record.prompts_plan is None:
         return
     for number, sha256 in enumerate(record.prompts_plan.parts):
@@ -23,8 +23,8 @@ def check_prompts_plan(output: str, record: RunRecord) -> Iterator[str]:
         try:
             if hash_file(uri) != sha256:
                 yield f"{uri} is not the part of the prompts that run.json names"
-        except (LabelerError, OSError) as error:
-            yield f"{uri} can't be read: {error}"
+        except FileNotFoundError:
+            yield f"{uri} is missing"
 
 
 def check_prompt_rows(

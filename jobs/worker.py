@@ -23,7 +23,7 @@ from jobs.events import Event, ImageDone, ImageStarted, ShardCommitted, WorkerIn
 from jobs.labeling import ImageBytes, ImageLabeler, LabeledImage
 from jobs.lease import Permit, name_process
 from jobs.plan import PlannedImage, read_run, read_shard
-from jobs.shards import call_with_retries, commit_shard, read_kept, tally_rows
+from jobs.shards import commit_shard, read_kept, tally_rows
 from jobs.sources import find_root
 from labeler import storage
 from labeler.errors import ImageError, LabelerError, ModelError, StorageError
@@ -31,6 +31,7 @@ from labeler.generator import warm_up
 from labeler.models import check_model, find_cache_folder, find_model, model_sha256, read_model_info
 from labeler.options import MaskOptions
 from labeler.predictor import Predictor
+from labeler.retries import use_retries
 from labeler.stores import StoreOptions, use_store_options
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ class ShardLabeler:
     Args:
         output: the run's folder; it holds everything a worker needs to know.
         threads: CPU threads to compute with.
-        retries: how often a storage call that failed is tried again.
+        retries: how often this process tries a storage call that failed again.
         engine: ``module:name`` of what makes the engine; called as ``labeler.engine.Engine`` is.
         store_options: with which stores are opened, where this is a process of its own; they are written nowhere.
     """
@@ -59,9 +60,9 @@ class ShardLabeler:
     ) -> None:
         if store_options is not None:
             use_store_options(store_options)
+        use_retries(retries)
         self._output = output
         self._threads = threads
-        self._retries = retries
         self._engine = engine
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead")
         self._internal_in_a_row = 0
@@ -74,11 +75,11 @@ class ShardLabeler:
             StorageError: this machine does not see the output or the input.
             ModelError: the model can't be read, compiled or run here.
         """
-        record = call_with_retries(lambda: read_run(self._output), retries=self._retries)
+        record = read_run(self._output)
         if record is None:
             raise StorageError(f"{platform.node()} does not see {self._output}/run.json")
         root = find_root(record.input, selection=record.selection)
-        if not call_with_retries(lambda: storage.exists(root), retries=self._retries):
+        if not storage.exists(root):
             raise StorageError(f"{platform.node()} does not see the input {root}")
         folder = find_model(storage.join(self._output, "model"))
         if model_sha256(check_model(folder)) != record.model.sha256:
@@ -89,7 +90,6 @@ class ShardLabeler:
             root,
             options=record.options,
             predictor=predictor,
-            retries=self._retries,
             image_column=record.selection.image_column,
             prompt_options=record.prompts.options if record.prompts else None,
         )
@@ -118,11 +118,9 @@ class ShardLabeler:
             LeaseLostError: another process may write this shard now.
             WorkerStoppedError: ``MAX_INTERNAL_IN_A_ROW`` images failed in a row.
         """
-        images = call_with_retries(lambda: read_shard(self._output, self._record, shard), retries=self._retries)
-        prompts = call_with_retries(lambda: read_prompts(self._output, self._record, shard), retries=self._retries)
-        kept = {}
-        if again:
-            kept = call_with_retries(lambda: read_kept(self._output, shard, kinds=again), retries=self._retries)
+        images = read_shard(self._output, self._record, shard)
+        prompts = read_prompts(self._output, self._record, shard)
+        kept = read_kept(self._output, shard, kinds=again) if again else {}
         labeled = {number: LabeledImage(image.row, image.batches, None, image.prompts) for number, image in kept.items()}
         wanted = [image for image in images if image.image_id not in kept]
         for step in self._read_ahead(wanted, depth=1 if careful else 2, verdicts=verdicts or {}):
@@ -147,7 +145,6 @@ class ShardLabeler:
             rows=rows,
             prompts=prompt_rows,
             metadata=self._record.metadata,
-            retries=self._retries,
             permit=permit,
         )
         kept_tally = tally_rows(

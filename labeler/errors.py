@@ -5,7 +5,8 @@
     ├── ImageError     nobody: this image can't be read or labeled; it leaves a row that says why, the job goes on
     ├── PromptError    nobody: this prompt can't be asked or has no answer; it leaves a row that says why, the job goes on
     ├── StorageError   who runs the storage: it does not answer, refuses, or is full; retried, then the job stops, resumable
-    │   └── StorageRefusedError   the same, where trying again is no use: credentials expired, bucket gone, disk full
+    │   ├── StorageRefusedError   the same, where trying again is no use: credentials expired, bucket gone, disk full
+    │   └── PartDamagedError      the same: it gave the bytes of a part, and they are no table
     └── ModelError     who prepared the model: it can't be read, compiled or run here
 
 Must not know what raised them: each seam translates its library's own exceptions, chained with ``from``.
@@ -53,6 +54,10 @@ class StorageError(LabelerError):
 
 class StorageRefusedError(StorageError):
     """The store answers, and will answer the same again: credentials not accepted, bucket gone, disk full. Not retried."""
+
+
+class PartDamagedError(StorageError):
+    """A part of a run was read, but its bytes are no whole Parquet file. Made again, where that is possible."""
 
 
 class ModelError(LabelerError):

@@ -5,8 +5,9 @@ URI, percent-encoded, as ``path_to_uri`` writes it; or any URL of fsspec's (``s3
 
 Errors: ``FileNotFoundError`` where there is no such file (also: the name is a folder's, runs through a file, is too
 long, or is a link that dangles or loops) and ``PermissionError`` leave as they are, for the caller knows whose fault
-that is. ``OptionsError``: no such kind of store, or its package is not installed. All else is a ``StorageError``; where
-trying again is no use (credentials, bucket, disk full), a ``StorageRefusedError``.
+that is. ``OptionsError``: no such kind of store, or its package is not installed. All else is a ``StorageError``, raised after
+as many tries as ``labeler.retries`` was told; where trying again is no use (credentials, bucket, disk full), at once a
+``StorageRefusedError``.
 """
 
 import contextlib
@@ -22,12 +23,14 @@ from typing import Any, Protocol
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from labeler.errors import StorageError, StorageRefusedError
-from labeler.store_errors import translate_store_errors
+from labeler.retries import retried
+from labeler.store_errors import LASTING, is_past_the_end, translate_store_errors
 from labeler.store_pages import find_etag, list_keys, read_info
 from labeler.stores import OBJECT_STORES, S3, find_scheme, normalize_url, open_store, quote_key
 
 _URL = re.compile(r"^(?:[a-z0-9]+::)*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_IN_THE_WAY = frozenset({errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP})
 _NO_SUCH_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO})
 
 
@@ -84,6 +87,7 @@ def decode_name(text: str) -> str:
     return os.fsdecode(unquote_to_bytes(text))
 
 
+@retried
 def read_bytes(uri: str, *, offset: int | None = None, length: int | None = None) -> bytes:
     """The whole of a file, or ``length`` bytes of it from ``offset`` on: fewer where it ends before."""
     start = offset or 0
@@ -96,7 +100,12 @@ def read_bytes(uri: str, *, offset: int | None = None, length: int | None = None
             # Without bounds the whole comes in one request, and never in pieces of two versions.
             end = None if length is None else start + length
             whole = {"max_concurrency": 1} if find_scheme(uri) in S3 and end is None else {}
-            data: bytes = store.cat_file(key, start=start if offset or length else None, end=end, **whole)
+            try:
+                data: bytes = store.cat_file(key, start=start if offset or length else None, end=end, **whole)
+            except Exception as error:
+                if (offset or length) and is_past_the_end(error):
+                    return b""
+                raise
             return data
     with _local_errors(path):
         # Not blocking, so that a pipe in a folder of images holds nobody up.
@@ -108,6 +117,7 @@ def read_bytes(uri: str, *, offset: int | None = None, length: int | None = None
             return file.read(-1 if length is None else length)
 
 
+@retried
 def write_bytes(uri: str, data: bytes) -> None:
     """Write a file whole or not at all, with the folders it needs; a reader sees the old content or the new.
 
@@ -128,7 +138,7 @@ def open_whole(uri: str) -> Iterator["Sink"]:
     """A file to write piece by piece, of any size: whole or not at all, as ``write_bytes`` promises it.
 
     It gets its name when the block ends well; otherwise nothing is left of it. In an object store that is one upload in
-    parts. Errors of the store are translated; what the block itself raises leaves as it is.
+    parts. Errors of the store are translated; what the block itself raises leaves as it is. Nothing is tried again here.
     """
     path = uri_to_path(uri)
     if path is None:
@@ -178,18 +188,24 @@ def list_files(root: str) -> Iterator[FileInfo]:
             above = path.stat()
         yield from _list_folder(path, prefix="", above=frozenset({(above.st_dev, above.st_ino)}))
         return
-    with translate_store_errors(root):
-        store, key = open_store(root)
-        base = key.rstrip("/") + "/"
-        is_empty = True
-        for name, size_bytes, etag in list_keys(store, key):
-            is_empty = False
-            below = name.removeprefix(base)
-            yield FileInfo(join(root, below), below, size_bytes, etag)
-        if is_empty and not store.isdir(key):
-            raise FileNotFoundError(errno.ENOENT, "no such folder", root)
+
+    @retried
+    def ask(request: Callable[[], Any]) -> Any:
+        with translate_store_errors(root):
+            return request()
+
+    store, key = ask(lambda: open_store(root))
+    base = key.rstrip("/") + "/"
+    is_empty = True
+    for name, size_bytes, etag in list_keys(store, key, ask=ask):
+        is_empty = False
+        below = name.removeprefix(base)
+        yield FileInfo(join(root, below), below, size_bytes, etag)
+    if is_empty and not ask(lambda: store.isdir(key)):
+        raise FileNotFoundError(errno.ENOENT, "no such folder", root)
 
 
+@retried
 def stat_file(uri: str) -> FileInfo:
     """What a listing would say of one file now; ``path`` is its name alone."""
     path = uri_to_path(uri)
@@ -217,6 +233,7 @@ def is_folder(uri: str) -> bool:
     return _is(uri, "isdir")
 
 
+@retried
 def delete(uri: str) -> None:
     """Remove a file; that there is none is no error."""
     path = uri_to_path(uri)
@@ -260,9 +277,7 @@ class _Sink:
 
 def _list_folder(folder: Path, *, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[FileInfo]:
     """Files below one folder; ``above`` are the device and inode of it and of the folders it was reached through."""
-    with _local_errors(folder):
-        entries = list(os.scandir(folder))
-    for entry in entries:
+    for entry in _scan_folder(folder):
         path = prefix + entry.name
         uri = path_to_uri(folder / entry.name)
         try:
@@ -280,6 +295,13 @@ def _list_folder(folder: Path, *, prefix: str, above: frozenset[tuple[int, int]]
             yield from _list_folder(folder / entry.name, prefix=path + "/", above=above | {identity})
 
 
+@retried
+def _scan_folder(folder: Path) -> list["os.DirEntry[str]"]:
+    with _local_errors(folder):
+        return list(os.scandir(folder))
+
+
+@retried
 def _is(uri: str, question: str) -> bool:
     path = uri_to_path(uri)
     if path is None:
@@ -326,7 +348,8 @@ def _local_errors(path: Path, *, writing: bool = False) -> Iterator[None]:
         verb = "written" if writing else "read"
         if error.errno in _DISK_FULL:
             raise StorageRefusedError(f"{path} can't be {verb}: {error.strerror or error} (the disk is full)") from error
-        raise StorageError(f"{path} can't be {verb}: {error.strerror or error}") from error
+        kind = StorageRefusedError if error.errno in LASTING | _IN_THE_WAY else StorageError
+        raise kind(f"{path} can't be {verb}: {error.strerror or error}") from error
     except ValueError as error:  # A null character in the name.
         raise FileNotFoundError(errno.ENOENT, str(error), str(path)) from error
 

@@ -33,6 +33,9 @@ _NO_CREDENTIALS_CLASSES = frozenset(
 )
 _LONGEST_CHAIN = 8
 
+LASTING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
+"""What the operating system says, and no pause mends: a disk that is full or may not be written."""
+
 
 @contextlib.contextmanager
 def translate_store_errors(uri: str) -> Iterator[None]:
@@ -71,12 +74,19 @@ def sort_store_error(error: Exception, *, uri: str) -> Exception:
         return StorageRefusedError(f"{uri}: the store is full ({named or status}): {_first_line(error)}")
     if status is None and _NO_CREDENTIALS_CLASSES.intersection(type(link).__name__ for link in chain):
         return StorageRefusedError(f"{uri}: no usable credentials: {_first_line(error)}")
+    if status is None and isinstance(error, OSError) and error.errno in LASTING:
+        return StorageRefusedError(f"{uri}: {_first_line(error)}")
     if status == 404 or (status is None and isinstance(error, _NOT_THERE)):
         return FileNotFoundError(errno.ENOENT, "no such object", uri)
     if status == 403 or (status is None and isinstance(error, PermissionError)):
         return PermissionError(errno.EACCES, f"the store refuses ({named or status or _first_line(error)})", uri)
     answer = f"the store answered {named or status}" if named or status else type(error).__name__
     return StorageError(f"{uri}: {answer}: {_first_line(error)}")
+
+
+def is_past_the_end(error: Exception) -> bool:
+    """Whether the store says that the range which was asked for begins where the object has ended."""
+    return 416 in map(_find_status, _follow_causes(error))
 
 
 _NOT_THERE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)

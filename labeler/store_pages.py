@@ -2,13 +2,18 @@
 
 Must not know what the files are, nor how a store is opened: it gets fsspec's file system. fsspec's own ``find`` gathers
 a whole listing before it gives the first name; the three object stores are therefore asked directly, through the
-connection that their file system holds. Errors leave as the store's library raises them.
+connection that their file system holds. Each request is handed to the caller, who may try it again: a page that comes
+late loses none of those before it. Errors leave as the store's library raises them.
 """
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeAlias
 
 import fsspec.asyn
+
+Ask: TypeAlias = Callable[[Callable[[], Any]], Any]
+"""Makes a request and gives its answer."""
 
 
 class ListedKey(NamedTuple):
@@ -19,16 +24,16 @@ class ListedKey(NamedTuple):
     etag: str | None
 
 
-def list_keys(store: Any, key: str) -> Iterator[ListedKey]:
+def list_keys(store: Any, key: str, *, ask: Ask = lambda request: request()) -> Iterator[ListedKey]:
     """Every object below a folder, at any depth, in any order. Marks that stand for folders are left out."""
     protocol = store.protocol if isinstance(store.protocol, str) else store.protocol[0]
     bucket, _, prefix = key.strip("/").partition("/")
     lister = {"s3": _list_s3, "gs": _list_gcs, "gcs": _list_gcs, "abfs": _list_azure, "az": _list_azure}.get(protocol)
     if lister is None:
-        found: dict[str, dict[str, Any]] = store.find(key, detail=True)
+        found: dict[str, dict[str, Any]] = ask(lambda: store.find(key, detail=True))
         yield from (ListedKey(name, about.get("size"), find_etag(about)) for name, about in found.items())
         return
-    for listed in lister(store, bucket, f"{prefix.rstrip('/')}/" if prefix else ""):
+    for listed in lister(store, bucket, f"{prefix.rstrip('/')}/" if prefix else "", ask):
         if not listed.name.endswith("/"):
             yield listed
 
@@ -53,10 +58,11 @@ def find_etag(about: dict[str, Any]) -> str | None:
     return None
 
 
-def _list_s3(store: Any, bucket: str, prefix: str) -> Iterator[ListedKey]:
+def _list_s3(store: Any, bucket: str, prefix: str, ask: Ask) -> Iterator[ListedKey]:
     position: dict[str, str] = {}
     while True:
-        page = store.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **position)
+        request = functools.partial(store.call_s3, "list_objects_v2", Bucket=bucket, Prefix=prefix, **position)
+        page = ask(request)
         for item in page.get("Contents", ()):
             yield ListedKey(f"{bucket}/{item['Key']}", item["Size"], find_etag(item))
         if not page.get("IsTruncated"):
@@ -64,10 +70,11 @@ def _list_s3(store: Any, bucket: str, prefix: str) -> Iterator[ListedKey]:
         position = {"ContinuationToken": page["NextContinuationToken"]}
 
 
-def _list_gcs(store: Any, bucket: str, prefix: str) -> Iterator[ListedKey]:
+def _list_gcs(store: Any, bucket: str, prefix: str, ask: Ask) -> Iterator[ListedKey]:
     position: dict[str, str] = {}
     while True:
-        page = store.call("GET", "b/{}/o", bucket, prefix=prefix, maxResults=1000, json_out=True, **position)
+        about = {"prefix": prefix, "maxResults": 1000, "json_out": True, **position}
+        page = ask(functools.partial(store.call, "GET", "b/{}/o", bucket, **about))
         for item in page.get("items", ()):
             yield ListedKey(f"{bucket}/{item['name']}", int(item.get("size", 0)), find_etag(item))
         if not page.get("nextPageToken"):
@@ -75,11 +82,11 @@ def _list_gcs(store: Any, bucket: str, prefix: str) -> Iterator[ListedKey]:
         position = {"pageToken": page["nextPageToken"]}
 
 
-def _list_azure(store: Any, container: str, prefix: str) -> Iterator[ListedKey]:
+def _list_azure(store: Any, container: str, prefix: str, ask: Ask) -> Iterator[ListedKey]:
     client = store.service_client.get_container_client(container)
     pages = client.list_blobs(name_starts_with=prefix, include=["metadata"]).by_page()
 
-    async def read_page() -> list[ListedKey] | None:
+    async def read_page() -> list[ListedKey] | None:  # After an error the pager asks for the same page again.
         try:
             page = await anext(pages)
         except StopAsyncIteration:
@@ -90,5 +97,5 @@ def _list_azure(store: Any, container: str, prefix: str) -> Iterator[ListedKey]:
             if not (blob.metadata or {}).get("hdi_isfolder")
         ]
 
-    while (keys := fsspec.asyn.sync(store.loop, read_page)) is not None:
+    while (keys := ask(lambda: fsspec.asyn.sync(store.loop, read_page))) is not None:
         yield from keys

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from labeler import rle, storage
-from labeler.errors import ErrorKind, StorageError
+from labeler.errors import ErrorKind, PartDamagedError
 from labeler.options import MaskOptions
 from labeler.types import Float64, MaskSet, Size, join_runs
 
@@ -313,18 +313,20 @@ def decode_part(data: bytes, *, name: str, columns: Sequence[str] | None = None)
     """The rows and metadata (``table.schema.metadata``) of a part's bytes.
 
     Raises:
-        StorageError: these bytes are no whole Parquet file; says ``name``.
+        PartDamagedError: these bytes are no whole Parquet file; says ``name``.
     """
     chosen = None if columns is None else list(columns)
     try:
         # Parts are small, and a worker's CPUs are for the model: no threads.
         return pq.read_table(pa.BufferReader(data), columns=chosen, use_threads=False, pre_buffer=False)
     except (pa.ArrowException, OSError) as error:
-        raise StorageError(f"{name} is damaged: {str(error).splitlines()[0]}") from error
+        raise PartDamagedError(f"{name} is damaged: {str(error).splitlines()[0]}") from error
 
 
 def read_part(output: str, *, table: TableName, number: int, columns: Sequence[str] | None = None) -> pa.Table:
-    """One part of a run. Raises StorageError where it can't be read or is damaged, FileNotFoundError where it is not."""
+    """One part of a run. Raises StorageError where it can't be read, PartDamagedError where it is damaged, and
+    FileNotFoundError where it is not.
+    """
     uri = storage.join(output, part_name(table, number))
     return decode_part(storage.read_bytes(uri), name=uri, columns=columns)
 

@@ -24,7 +24,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "labeler.architecture",
         "labeler.model_folder",
     ),
-    ("labeler.stores", "labeler.store_errors", "labeler.store_pages"),
+    ("labeler.retries", "labeler.stores", "labeler.store_errors", "labeler.store_pages"),
     (
         "labeler.storage",
         "labeler.ranges",

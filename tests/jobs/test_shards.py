@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.plan import read_run
-from jobs.shards import Tally, call_with_retries, tally_shard
+from jobs.shards import Tally, read_parts, tally_shard
 from jobs.verify import find_faults
-from labeler import tables
+from labeler import storage, tables
 from labeler.errors import StorageError
 
 LabelHere = Callable[..., Path]
@@ -104,23 +104,36 @@ def test_a_temporary_file_of_a_killed_writer_is_no_fault(label_here: LabelHere) 
     assert list_faults(output) == []
 
 
-def test_only_the_stores_faults_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As often as asked; a file that is not there will not be there in a second either."""
-    monkeypatch.setattr("jobs.shards._FIRST_PAUSE_S", 0.001)
-    calls: list[int] = []
+@pytest.mark.parametrize("place", range(20))
+def test_damage_is_no_silence_of_the_store(label_here: LabelHere, place: int) -> None:
+    """Wherever a part is damaged, its shard is to be made again, and verify names it."""
+    output = label_here()
+    path = output / (MASKS, IMAGES)[place % 2]
+    data = bytearray(path.read_bytes())
+    begin = 4 + (len(data) - 20) * (place // 2) // 9
+    data[begin : begin + 8] = bytes(255 - byte for byte in data[begin : begin + 8])
+    path.write_bytes(data)
+    assert read_parts(str(output), 1) is None or place % 2  # Nothing has the hash of an images part.
+    faults = list_faults(output)
+    assert any("part-0000001" in fault for fault in faults) or place % 2, faults
 
-    def fail(error: Exception, times: int) -> str:
-        calls.append(1)
-        if len(calls) <= times:
+
+@pytest.mark.parametrize("error", [StorageError("503"), PermissionError(13, "permission denied", "s3://b/k")])
+def test_a_store_that_does_not_answer_damages_nothing(
+    label_here: LabelHere, main: Callable[..., int], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """verify --repair ends with exit 1 and removes nothing; a shard is not labeled anew for it."""
+    output = label_here()
+    before = sorted(path for path in output.rglob("part-*"))
+    read_bytes = storage.read_bytes
+
+    def fail(uri: str, **where: Any) -> bytes:
+        if MASKS in uri:
             raise error
-        return "answer"
+        return read_bytes(uri, **where)
 
-    assert call_with_retries(lambda: fail(StorageError("503"), 2), retries=2) == "answer"
-    calls.clear()
+    monkeypatch.setattr(storage, "read_bytes", fail)
+    assert main("verify", output, "--repair") == 1
+    assert sorted(path for path in output.rglob("part-*")) == before
     with pytest.raises(StorageError):
-        call_with_retries(lambda: fail(StorageError("503"), 9), retries=2)
-    assert len(calls) == 3
-    calls.clear()
-    with pytest.raises(FileNotFoundError):
-        call_with_retries(lambda: fail(FileNotFoundError(), 9), retries=2)
-    assert len(calls) == 1
+        read_parts(str(output), 1)

@@ -13,6 +13,7 @@ from jobs.events import ImageDone, ImageStarted, ShardCommitted
 from jobs.worker import MAX_INTERNAL_IN_A_ROW, ShardLabeler, WorkerStoppedError
 from labeler import storage
 from labeler.errors import ImageError, ModelError, StorageError
+from labeler.retries import retried, use_retries
 
 
 def load(output: Path, **options: Any) -> ShardLabeler:
@@ -115,8 +116,7 @@ def test_an_input_that_is_gone_is_nobodys_missing_image(output: Path, photos: Pa
 
 def test_storage_that_answers_late_is_waited_for(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every call fails once: with one retry the shard is done and no image blamed; without it, nothing counts."""
-    refuser = load(output)
-    patient = load(output, retries=1)
+    labeler = load(output)
     failed: set[str] = set()
 
     def fail_once(name: str) -> Any:
@@ -133,14 +133,15 @@ def test_storage_that_answers_late_is_waited_for(output: Path, monkeypatch: pyte
 
         return call
 
-    monkeypatch.setattr("jobs.shards._FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr("labeler.retries._FIRST_PAUSE_S", 0.001)
     for name in ("read_bytes", "write_bytes"):
-        monkeypatch.setattr(storage, name, fail_once(name))
+        monkeypatch.setattr(storage, name, retried(fail_once(name)))
     with pytest.raises(StorageError, match="503"):
-        list(refuser.label_shard(0))
+        list(labeler.label_shard(0))
     assert not (output / "images").exists()
     failed.clear()
-    list(patient.label_shard(0))
+    use_retries(1)
+    list(labeler.label_shard(0))
     assert set(read_errors(output).values()) == {"corrupt"}
 
 

@@ -103,7 +103,8 @@ class PromptFile:
             with suppress(PromptError):  # One without a number is nobody's.
                 number = _to_category_id(row.get("id") if isinstance(row, Mapping) else None)
                 if number is not None:
-                    self._categories.setdefault(number, {**row, "id": number})
+                    texts = {key: _clean(value) for key, value in row.items() if isinstance(value, str)}
+                    self._categories.setdefault(number, {**row, **texts, "id": number})
 
     def _read_table_categories(self) -> None:
         """By a reading of their own: a name that no row numbers gets a number that no row uses, however late they come."""

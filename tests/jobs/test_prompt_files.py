@@ -147,6 +147,11 @@ def test_halves_of_characters_are_harmless(tmp_path: Path) -> None:
     assert (prompt.image, prompt.source_id) == ("a\\udcff.png", "\\ud800")
     assert prompt.error is not None
     prompt.error.reason.encode()
+    categories = [{"id": 1, "name": "\ud800"}]
+    (tmp_path / "p.json").write_text(json.dumps({"images": [], "annotations": [], "categories": categories}))
+    file = open_file(tmp_path / "p.json")
+    assert list(file.read_prompts()) == []
+    assert file.categories == [{"id": 1, "name": "\\ud800"}]
 
 
 def test_nan_is_a_number_here(tmp_path: Path) -> None:

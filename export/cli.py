@@ -62,11 +62,12 @@ def coco(
     options: Annotated[CocoOptions | None, Parameter(name="*", negative=())] = None,
     opening: Annotated[OpeningPart, Parameter(name="*")] = OpeningPart(),
 ) -> int:
-    """Write COCO JSON of all masks: instances of one category, "object", `iscrowd` 0.
+    """Write COCO JSON of all masks: instances of one category, "object", or of the categories of the run's prompts.
 
-    Image ids and file names are the run's, annotation ids count from 1, bbox and area are pycocotools' own of the mask;
-    predicted_iou and stability_score are kept as extra keys. Images without masks stay, failed images are left out.
-    Exporting the same run again gives the same bytes.
+    Annotation ids count from 1, or are the prompts' own. Image ids are the run's, or those of a COCO file: of the input, or
+    of the prompts where that lists all images. File names are the run's. `iscrowd` is 0, bbox and area are pycocotools' own
+    of the mask; predicted_iou and stability_score are kept as extra keys. Images without masks stay, failed images are left
+    out. Exporting the same run again gives the same bytes.
 
     ```
     python -m export coco runs/photos photos.json --min-predicted-iou 0.9 --min-area 100
@@ -99,7 +100,9 @@ def yolo(
     options: Annotated[YoloOptions | None, Parameter(name="*", negative=())] = None,
     opening: Annotated[OpeningPart, Parameter(name="*")] = OpeningPart(),
 ) -> int:
-    """Write an Ultralytics YOLO segmentation dataset of one class: data.yaml, images/ and labels/.
+    """Write an Ultralytics YOLO segmentation dataset: data.yaml, images/ and labels/.
+
+    It has one class, "object", or those of the run's prompts: their categories in the order of their ids, counted from 0.
 
     ```
     python -m export yolo runs/photos yolo/ --val-fraction 0.1 --max-area-ratio 0.95
@@ -121,7 +124,7 @@ def sa1b(
     options: Annotated[Sa1bOptions | None, Parameter(name="*", negative=())] = None,
     opening: Annotated[OpeningPart, Parameter(name="*")] = OpeningPart(),
 ) -> int:
-    """Write SA-1B's layout: one JSON beside each picture, with exactly that dataset's fields.
+    """Write SA-1B's layout: one JSON beside each picture, with exactly that dataset's fields, which know no categories.
 
     ```
     python -m export sa1b runs/photos sa1b/ --images copy
@@ -144,6 +147,8 @@ def labelme(
     opening: Annotated[OpeningPart, Parameter(name="*")] = OpeningPart(),
 ) -> int:
     """Write a folder that labelme opens, to correct masks by hand: polygons, one JSON beside each picture.
+
+    A label is the category's name, of a run without prompts "object".
 
     ```
     python -m export labelme runs/photos to_correct/ --max-masks-per-image 50

@@ -24,13 +24,10 @@ from pydantic import Field
 
 from export.options import SelectionOptions
 from export.polygons import counts_to_polygons
-from export.selection import ExportImage, ExportMask, Report, Split, Watch, select_images
+from export.selection import ExportImage, ExportMask, Report, Split, Watch, list_categories, select_images
 from labeler import rle, storage
 from labeler.errors import OptionsError, StorageError
 from labeler.runs import Row, Run, iterate_rows
-
-CATEGORY = {"id": 1, "name": "object", "supercategory": "object"}
-"""SAM's masks have no classes: everything is an object, unless it was asked for by a prompt that has one."""
 
 _SPOOL_BYTES = 1 << 24
 
@@ -75,11 +72,11 @@ def export_coco(run: Run, target: str, *, options: CocoOptions, watch: Watch | N
     if has_own_ids:
         _check_source_ids(run)
     splits: tuple[Split, ...] = ("train", "val") if options.val_fraction else ("train",)
-    categories = _list_categories(run)
-    head = _to_json(_describe_export(run, options)) + ',\n"categories":[\n' + ",\n".join(map(_to_json, categories))
-    other, spare = categories[-1]["id"], _count_spare_ids(run)
+    categories = ",\n".join(map(_to_json, list_categories(run)))
+    head = _to_json(_describe_export(run, options)) + ',\n"categories":[\n' + categories
+    spare = _count_spare_ids(run)
     with ExitStack() as stack:
-        series = {s: _Series(target, s if options.val_fraction else None, head, other, spare, options) for s in splits}
+        series = {s: _Series(target, s if options.val_fraction else None, head, spare, options) for s in splits}
         for one in series.values():
             stack.enter_context(one.close_on_exit())
         for image in select_images(run, options=options, report=report, watch=watch):
@@ -106,17 +103,6 @@ def _parse_source_id(row: Row) -> int:
     return int(text)
 
 
-def _list_categories(run: Run) -> list[dict[str, Any]]:
-    """The categories of the prompts, and last that of masks without one, if there are any."""
-    if run.prompts is None:
-        return [CATEGORY]
-    given = list(run.prompts.categories)
-    taken = {category["id"] for category in given}
-    if not run.prompts.num_without_category and not run.reviews.count()["drawn"]:
-        return given
-    return [*given, CATEGORY | {"id": next(number for number in itertools.count(1) if number not in taken)}]
-
-
 def _count_spare_ids(run: Run) -> Iterator[int] | None:
     """Annotation ids for masks that people drew where all others have their prompts' ids; None: ids count through."""
     if run.prompts is None or not run.reviews.count()["drawn"]:
@@ -128,11 +114,9 @@ def _count_spare_ids(run: Run) -> Iterator[int] | None:
 class _Series:
     """The files of one split, one after the other: full ones are closed and get their names at once."""
 
-    def __init__(
-        self, target: str, split: Split | None, head: str, other: int, spare: Iterator[int] | None, options: CocoOptions
-    ) -> None:
+    def __init__(self, target: str, split: Split | None, head: str, spare: Iterator[int] | None, options: CocoOptions) -> None:
         self._target, self._split, self._head, self._options = target, split, head, options
-        self._other_category_id, self._spare_ids = other, spare
+        self._spare_ids = spare
         self._num_images = 0
         self._num_masks_before = 0
         self._open = ExitStack()
@@ -157,7 +141,6 @@ class _Series:
                 segmentation,
                 image_id=image.image_id,
                 annotation_id=own_id if mask.prompt_id is None else mask.prompt_id,
-                category_id=self._other_category_id if mask.category_id is None else mask.category_id,
             )
 
     def count_stale(self) -> int:
@@ -199,12 +182,12 @@ class _CocoFile:
         self._images.write(self._image_separator + _to_json(record).encode("ascii"))
         self._image_separator = b",\n"
 
-    def add_mask(self, mask: ExportMask, segmentation: object, *, image_id: int, annotation_id: int, category_id: int) -> None:
+    def add_mask(self, mask: ExportMask, segmentation: object, *, image_id: int, annotation_id: int) -> None:
         """Write an annotation."""
         record = {
             "id": annotation_id,
             "image_id": image_id,
-            "category_id": category_id,
+            "category_id": mask.category_id,
             "segmentation": segmentation,
             "area": mask.area,
             "bbox": mask.bbox,
@@ -265,7 +248,7 @@ def _to_segmentation(mask: ExportMask, image: ExportImage, options: CocoOptions,
 def _describe_export(run: Run, options: CocoOptions) -> dict[str, Any]:
     """How the file came to be, without a clock or a path: equal runs give equal bytes."""
     return {
-        "description": "masks of Segment Anything, without classes",
+        "description": "masks of Segment Anything" + ("" if run.prompts else ", without classes"),
         "model": {"type": run.model_type, "sha256": run.model_sha256},
         "mask_options": run.options.model_dump(mode="json"),
         "export_options": options.model_dump(mode="json"),

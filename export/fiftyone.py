@@ -10,7 +10,7 @@ from typing import Any
 
 from export.folders import Folder
 from export.options import SelectionOptions
-from export.selection import ExportImage, ExportMask, Report, Watch, select_images
+from export.selection import ExportImage, ExportMask, Report, Watch, name_categories, select_images
 from labeler import rle, storage
 from labeler.errors import OptionsError, StorageError
 from labeler.pictures import find_picture_file
@@ -18,8 +18,6 @@ from labeler.runs import Run
 from labeler.types import Size
 
 FIELD = "masks"
-LABEL = "object"
-"""Of masks that no prompt with a category asked for."""
 
 
 class FiftyoneOptions(SelectionOptions):
@@ -36,7 +34,7 @@ def export_fiftyone(run: Run, name: str, *, options: FiftyoneOptions, watch: Wat
     """Make a FiftyOne dataset of the committed shards of a run.
 
     Each sample has ``image_id``, ``file_name``, its side of the split as a tag, and the masks as detections whose
-    confidence is the predicted IoU and whose label is the prompt's category, if there is one.
+    confidence is the predicted IoU and whose label is the name of their category.
 
     Raises:
         OptionsError: fiftyone is not installed, there is a dataset of that name, or pictures need a folder.
@@ -47,7 +45,7 @@ def export_fiftyone(run: Run, name: str, *, options: FiftyoneOptions, watch: Wat
     folder = _open_pictures(run, options)
     with _make_dataset(fiftyone, name, overwrite=options.overwrite) as dataset:
         images = select_images(run, options=options, report=report, watch=watch)
-        labels = {category["id"]: category["name"] for category in run.prompts.categories} if run.prompts else {}
+        labels = name_categories(run)
         samples = (_to_sample(fiftyone, image, _find_picture(image, folder, report), labels) for image in images)
         dataset.add_samples(samples, progress=False)
     return report
@@ -104,9 +102,9 @@ def _find_picture(image: ExportImage, folder: Folder | None, report: Report) -> 
     return str(storage.uri_to_path(place))
 
 
-def _to_sample(fiftyone: Any, image: ExportImage, path: str, labels: Mapping[int | None, str]) -> Any:
+def _to_sample(fiftyone: Any, image: ExportImage, path: str, labels: Mapping[int, str]) -> Any:
     height, width = image.image_hw
-    named = [(mask, labels.get(mask.category_id, LABEL)) for mask in image.masks]
+    named = [(mask, labels[mask.category_id]) for mask in image.masks]
     detections = [_to_detection(fiftyone, mask, label, image.image_hw) for mask, label in named]
     return fiftyone.Sample(
         filepath=path,

@@ -1,10 +1,11 @@
 """A run -> labelme: one JSON beside each picture, to correct masks by hand. Must not know pixels.
 
 A mask in several pieces is several polygons of one ``group_id``, which is its ``mask_id`` in the run: corrected masks find
-their way back. Holes are cut open (``export.polygons``).
+their way back. Its label is the name of its category. Holes are cut open (``export.polygons``).
 """
 
 import json
+from collections.abc import Mapping
 from functools import partial
 from typing import Annotated
 
@@ -12,10 +13,9 @@ from pydantic import Field
 
 from export.folders import FolderOptions, write_beside_pictures
 from export.polygons import counts_to_polygons
-from export.selection import ExportImage, ExportMask, Report, Watch
+from export.selection import ExportImage, ExportMask, Report, Watch, name_categories
 from labeler.runs import Run
 
-LABEL = "object"
 _FORMAT_VERSION = "5.5.0"
 
 
@@ -33,16 +33,22 @@ def export_labelme(run: Run, target: str, *, options: LabelmeOptions, watch: Wat
         OptionsError: the folder is not empty, or a name does not fit into it.
         StorageError: a part can't be read, or a file can't be written.
     """
-    describe = partial(_describe_image, options=options)
+    describe = partial(_describe_image, names=name_categories(run), options=options)
     return write_beside_pictures(run, target, kind="labelme", options=options, describe=describe, watch=watch)
 
 
-def _describe_image(image: ExportImage, picture: str, report: Report, *, options: LabelmeOptions) -> bytes:
+def _describe_image(
+    image: ExportImage, picture: str, report: Report, *, names: Mapping[int, str], options: LabelmeOptions
+) -> bytes:
     height, width = image.image_hw
     record: dict[str, object] = {
         "version": _FORMAT_VERSION,
         "flags": {},
-        "shapes": [shape for mask in image.masks for shape in _to_shapes(mask, image, options, report)],
+        "shapes": [
+            {"label": names[mask.category_id], **shape}
+            for mask in image.masks
+            for shape in _to_shapes(mask, image, options, report)
+        ],
         "imagePath": picture,
         "imageData": None,
         "imageHeight": height,
@@ -60,7 +66,6 @@ def _to_shapes(mask: ExportMask, image: ExportImage, options: LabelmeOptions, re
     report.count_polygons(polygons.loss)
     return [
         {
-            "label": LABEL,
             "points": ring.tolist(),
             "group_id": mask.mask_id,
             "description": f"predicted IoU {mask.predicted_iou:.3f}, stability {mask.stability_score:.3f}",

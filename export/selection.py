@@ -1,14 +1,15 @@
-"""A run's images with the masks that are asked for: filters, split, frame and names, the same for every format.
+"""A run's images with the masks that are asked for: filters, split, frame, names, categories, the same for every format.
 
 Must not know any format. What is left out is counted by the option that did it; memory holds one image's masks.
 """
 
 import hashlib
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,6 +23,9 @@ from labeler.types import Size
 
 Split = Literal["train", "val"]
 
+CATEGORY = {"id": 1, "name": "object", "supercategory": "object"}
+"""SAM's masks have no classes: everything is an object, unless it was asked for by a prompt that has one."""
+
 _IMAGE_COLUMNS = ("image_id", "source_id", "uri", "file_name", "width", "height", "exif_orientation", "status")
 _MASK_COLUMNS = (
     "image_id", "mask_id", "segmentation", "bbox", "area", "predicted_iou", "stability_score", "point_coords", "crop_box",
@@ -30,7 +34,12 @@ _MASK_COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class ExportMask:
-    """One mask that is exported: a row of the masks table, in the frame that was asked for. Boxes are XYWH."""
+    """One mask that is exported: a row of the masks table, in the frame that was asked for. Boxes are XYWH.
+
+    Attributes:
+        category_id: one of ``list_categories``.
+        prompt_id: the prompt that asked for it, if one did.
+    """
 
     mask_id: int
     counts: str
@@ -40,8 +49,8 @@ class ExportMask:
     stability_score: float
     point_coords: list[list[float]]
     crop_box: list[float]
+    category_id: int
     prompt_id: int | None = None
-    category_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +134,9 @@ Watch = Callable[[Report], None]
 def select_images(run: Run, *, options: SelectionOptions, report: Report, watch: Watch | None = None) -> Iterator[ExportImage]:
     """The images to export, in order of image_id, each with the masks that stay, in order of mask_id."""
     mask_columns = (*_MASK_COLUMNS, *(("prompt_id", "category_id") if run.prompts else ()))
+    other_id = list_categories(run)[-1]["id"]
     for row, rows in iterate_images(run, columns=_IMAGE_COLUMNS, mask_columns=mask_columns):
-        image = _select_image(row, rows, run, options, report)
+        image = _select_image(row, rows, run, options, report, other_id=other_id)
         if image is not None:
             report.num_images += 1
             report.num_masks += len(image.masks)
@@ -135,6 +145,22 @@ def select_images(run: Run, *, options: SelectionOptions, report: Report, watch:
             yield image
         if watch is not None:
             watch(report)
+
+
+def list_categories(run: Run) -> list[dict[str, Any]]:
+    """The categories of the prompts, as COCO writes them, and last that of masks without one, if there are any."""
+    if run.prompts is None:
+        return [CATEGORY]
+    given = list(run.prompts.categories)
+    taken = {category["id"] for category in given}
+    if not run.prompts.num_without_category and not run.reviews.count()["drawn"]:
+        return given
+    return [*given, CATEGORY | {"id": next(number for number in itertools.count(1) if number not in taken)}]
+
+
+def name_categories(run: Run) -> dict[int, str]:
+    """Their names by their ids, in that order; one that was given no name is called by its number."""
+    return {category["id"]: str(category.get("name", category["id"])) for category in list_categories(run)}
 
 
 def name_image(row: Row, *, options: SelectionOptions) -> str:
@@ -158,7 +184,9 @@ def choose_split(file_name: str, *, options: SelectionOptions) -> Split:
     return "val" if int.from_bytes(digest[:8], "big") < options.val_fraction * 2.0**64 else "train"
 
 
-def _select_image(row: Row, rows: list[Row], run: Run, options: SelectionOptions, report: Report) -> ExportImage | None:
+def _select_image(
+    row: Row, rows: list[Row], run: Run, options: SelectionOptions, report: Report, *, other_id: int
+) -> ExportImage | None:
     if row["status"] != "ok":
         report.num_failed += 1
         return None
@@ -174,7 +202,7 @@ def _select_image(row: Row, rows: list[Row], run: Run, options: SelectionOptions
         name=name_image(row, options=options),
         image_hw=image_hw,
         split=choose_split(row["file_name"], options=options),
-        masks=tuple(_to_mask(r) for r in kept),
+        masks=tuple(_to_mask(r, other_id=other_id) for r in kept),
     )
     labeled_in: Frame = "upright" if run.options.exif == "apply" else "stored"
     if row["exif_orientation"] in frames.TURNS and options.frame not in (None, labeled_in):
@@ -182,7 +210,8 @@ def _select_image(row: Row, rows: list[Row], run: Run, options: SelectionOptions
     return image
 
 
-def _to_mask(row: Row) -> ExportMask:
+def _to_mask(row: Row, *, other_id: int) -> ExportMask:
+    category_id = row.get("category_id")
     return ExportMask(
         mask_id=row["mask_id"],
         counts=row["segmentation"]["counts"],
@@ -192,8 +221,8 @@ def _to_mask(row: Row) -> ExportMask:
         stability_score=row["stability_score"],
         point_coords=row["point_coords"],
         crop_box=row["crop_box"],
+        category_id=other_id if category_id is None else category_id,
         prompt_id=row.get("prompt_id"),
-        category_id=row.get("category_id"),
     )
 
 

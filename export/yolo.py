@@ -1,14 +1,15 @@
-"""A run -> an Ultralytics YOLO segmentation dataset: one text file an image, one line a mask, one class.
+"""A run -> an Ultralytics YOLO segmentation dataset: one text file an image, one line a mask.
 
     data.yaml
     images/train/<file_name>      labels/train/<file_name, its extension .txt>      (and val, where it is asked for)
 
-A line is ``0 x0 y0 x1 y1 ...``, fractions of the image's width and height. An object is one ring in this format: pieces and
-holes are connected by slits of no width. Must not know pixels; the rule that leads from a picture to its labels is
-Ultralytics' own.
+A line is ``0 x0 y0 x1 y1 ...``: the class, and fractions of the image's width and height. Classes are the categories of the
+prompts in the order of their ids, counted from 0, else one for all. An object is one ring in this format: pieces and holes
+are connected by slits of no width. Must not know pixels; the rule that leads from a picture to its labels is Ultralytics' own.
 """
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated
 
 import numpy as np
@@ -16,7 +17,7 @@ from pydantic import Field
 
 from export.folders import FolderOptions, has_image_extension, open_folder
 from export.polygons import counts_to_polygons
-from export.selection import ExportImage, Report, Watch, select_images
+from export.selection import ExportImage, Report, Watch, name_categories, select_images
 from labeler.runs import Run
 
 
@@ -35,14 +36,16 @@ def export_yolo(run: Run, target: str, *, options: YoloOptions, watch: Watch | N
         StorageError: a part can't be read, or a file can't be written.
     """
     report = Report()
+    names = name_categories(run)
+    classes = {category_id: number for number, category_id in enumerate(names)}
     with open_folder(run, target, kind="yolo", options=options, by_stem=True) as folder:
         for image in select_images(run, options=options, report=report, watch=watch):
             picture = f"images/{image.split}/{image.name}"
             picture = folder.place_picture(image, picture, how=options.images, report=report)
             if not has_image_extension(picture):  # Not there, or of no known format: as if it came as a JPEG.
                 picture += ".jpg"
-            folder.write(name_labels(picture), "".join(_to_lines(image, options, report)).encode("ascii"))
-        folder.write("data.yaml", _describe(options).encode("ascii"))
+            folder.write(name_labels(picture), "".join(_to_lines(image, classes, options, report)).encode("ascii"))
+        folder.write("data.yaml", _describe(names.values(), options).encode())
     return report
 
 
@@ -54,7 +57,7 @@ def name_labels(picture: str) -> str:
     return f"{before}/labels/{stem if dot else extension}.txt".removeprefix("/")
 
 
-def _to_lines(image: ExportImage, options: YoloOptions, report: Report) -> Iterator[str]:
+def _to_lines(image: ExportImage, classes: Mapping[int, int], options: YoloOptions, report: Report) -> Iterator[str]:
     height, width = image.image_hw
     for mask in image.masks:
         polygons = counts_to_polygons(mask.counts, image_hw=image.image_hw, max_loss=options.max_polygon_loss, joined=True)
@@ -64,10 +67,13 @@ def _to_lines(image: ExportImage, options: YoloOptions, report: Report) -> Itera
             continue
         report.count_polygons(polygons.loss)
         corners = (polygons.rings[0] / np.array([width, height])).ravel()
-        yield "0 " + " ".join(f"{value:.6g}" for value in corners) + "\n"
+        yield f"{classes[mask.category_id]} " + " ".join(f"{value:.6g}" for value in corners) + "\n"
 
 
-def _describe(options: YoloOptions) -> str:
+def _describe(names: Iterable[str], options: YoloOptions) -> str:
     val = "val" if options.val_fraction else "train"
     note = "" if options.val_fraction else "  # none was set aside (--val-fraction)"
-    return f"train: images/train\nval: images/{val}{note}\nnames:\n  0: object\n"
+    lines = [f"train: images/train\nval: images/{val}{note}\nnames:\n"]
+    # JSON's texts are YAML's, and none of them is taken for a number or for "no".
+    lines += [f"  {number}: {json.dumps(name, ensure_ascii=False)}\n" for number, name in enumerate(names)]
+    return "".join(lines)

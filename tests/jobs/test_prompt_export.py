@@ -81,6 +81,45 @@ def test_boxes_in_masks_out(model_folder: Path, tmp_path: Path) -> None:
     assert judge.stats[1] == 1.0
 
 
+def test_ids_from_0_are_kept(model_folder: Path, tmp_path: Path) -> None:
+    """Of images, annotations and categories alike: 0 is a number as any other."""
+    truth = make_dataset(tmp_path)
+    images, categories = [{**image, "id": n} for n, image in enumerate(truth["images"])], [{"id": 0, "name": "cup"}]
+    annotations = [{"id": n, "image_id": n, "category_id": 0, "bbox": [4, 6, 20, 30]} for n in range(3)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (tmp_path / "boxes.json").write_text(json.dumps(content))
+    label_prompts(tmp_path / "photos", tmp_path / "boxes.json", tmp_path / "out", model_folder, engine="prompt_fakes:BoxEngine")
+    made = export_run(tmp_path / "out", tmp_path / "coco.json")
+    assert {image["id"]: image["file_name"] for image in made["images"]} == {0: "z.png", 1: "a.png", 2: "turned.jpg"}
+    assert sorted((a["id"], a["image_id"], a["category_id"]) for a in made["annotations"]) == [(0, 0, 0), (1, 1, 0), (2, 2, 0)]
+    assert made["categories"] == categories
+
+
+def test_every_format_with_classes_keeps_the_categories(model_folder: Path, tmp_path: Path) -> None:
+    """YOLO counts them from 0 in the order of their ids and lists their names; labelme's labels are the names."""
+    make_dataset(tmp_path)
+    asked = [(7, "no"), (3, 'a "cup" é'), (None, None), (7, None)]
+    boxes = [[4, 6, 24, 36], [10, 20, 40, 38], [0, 0, 10, 10], [40, 4, 60, 30]]
+    rows = [
+        {"image": "a.png", "box_xyxy": box, "category_id": number, "category": name}
+        for box, (number, name) in zip(boxes, asked, strict=True)
+    ]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    label_prompts(tmp_path / "photos", tmp_path / "p.jsonl", tmp_path / "out", model_folder, engine="prompt_fakes:BoxEngine")
+    for command in ("yolo", "labelme"):
+        assert export.cli.main([command, str(tmp_path / "out"), str(tmp_path / command), "--images", "none"]) == 0
+    about = (tmp_path / "yolo" / "data.yaml").read_text(encoding="utf-8")
+    assert about.endswith('names:\n  0: "a \\"cup\\" é"\n  1: "no"\n  2: "object"\n')
+    lines = (tmp_path / "yolo" / "labels" / "train" / "a.txt").read_text().splitlines()
+    for line, kind, (x0, y0, x1, y1) in zip(lines, "1021", boxes, strict=True):
+        number, *corners = line.split()
+        assert number == kind
+        xs, ys = [64 * float(x) for x in corners[::2]], [48 * float(y) for y in corners[1::2]]
+        assert [min(xs), min(ys), max(xs), max(ys)] == pytest.approx([x0, y0, x1, y1], abs=1)
+    shapes = json.loads((tmp_path / "labelme" / "a.json").read_text())["shapes"]
+    assert [shape["label"] for shape in shapes] == ["no", 'a "cup" é', "object", "no"]
+
+
 def test_masks_without_a_category_have_one_of_their_own(model_folder: Path, tmp_path: Path) -> None:
     """Whose number is nobody else's; photos that the prompts' file does not list have the run's ids."""
     make_dataset(tmp_path)

@@ -100,9 +100,7 @@ def _even_out(likely: Tensor, number: int) -> Tensor:
     return chance.clamp(max=1.0)
 
 
-def judge(
-    logits: Tensor, predicted_iou: Tensor, sample: Sample, *, known: Tensor, pick: Tensor, is_click: Tensor
-) -> Verdict:
+def judge(logits: Tensor, predicted_iou: Tensor, sample: Sample, *, known: Tensor, pick: Tensor, is_click: Tensor) -> Verdict:
     """Losses and IoUs of logits (B, P, 4, M) in a sample's cells.
 
     Args:

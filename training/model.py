@@ -22,6 +22,7 @@ ARCHITECTURE: dict[str, Any] = {
     "image_size": 256,
     "encoder_dims": [48, 96, 160, 240],
     "encoder_depths": [2, 3, 2, 2],
+    "encoder_attention_heads": 3,
     "prompt_embed_dim": 64,
     "mask_in_chans": 16,
     "decoder_depth": 2,

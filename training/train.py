@@ -90,14 +90,13 @@ class Run:
         self.step, self.trained_s = state["step"], state["trained_s"]
 
 
-def train(
-    recipe: Recipe, *, architecture: dict[str, Any], bank: PhotoBank, folder: Path, start: Path | None = None
-) -> Sam:
+def train(recipe: Recipe, *, architecture: dict[str, Any], bank: PhotoBank, folder: Path, start: Path | None = None) -> Sam:
     """Train until the recipe's time is used up, from the folder's checkpoint if there is one, else from the weights ``start``."""
     torch.manual_seed(recipe.seed)
     sam = build_model(architecture)
     if start is not None:
-        sam.load_state_dict(torch.load(start, map_location="cpu", weights_only=True))
+        fresh = sam.load_state_dict(torch.load(start, map_location="cpu", weights_only=True), strict=False)
+        logger.info("started from %s; these are new: %s; these are dropped: %s", start, *fresh)
     sam = sam.to(recipe.device, memory_format=torch.channels_last)
     hint = Hint(architecture["prompt_embed_dim"]).to(recipe.device)
     run = Run(sam=sam, hint=hint, optimizer=_make_optimizer(sam, hint, recipe))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from labeler.encoders import ENCODERS, PyramidEncoder
+from labeler.encoders import ENCODERS, PyramidEncoder, make_waves
 
 SMALL = {"encoder_dims": [8, 8, 16, 16], "encoder_depths": [1, 1, 1, 1]}
 
@@ -15,6 +15,24 @@ def test_features_lie_at_stride_8(image_size: int) -> None:
     encoder = ENCODERS["pyramid"](image_size=image_size, prompt_embed_dim=24, **SMALL)
     features = encoder(torch.randn(2, 3, image_size, image_size))
     assert features.shape == (2, 24, image_size // 8, image_size // 8)
+
+
+@torch.no_grad()
+def test_attention_starts_as_nothing_and_sees_the_whole_picture() -> None:
+    """A network that learned without it goes on as it was; once it sees, a far corner changes what is told of the other."""
+    torch.manual_seed(0)
+    plain = PyramidEncoder(image_size=64, prompt_embed_dim=24, **SMALL)
+    looking = PyramidEncoder(image_size=64, prompt_embed_dim=24, **SMALL, encoder_attention_heads=2)
+    assert not looking.load_state_dict(plain.state_dict(), strict=False).unexpected_keys
+    pixels = torch.randn(1, 3, 64, 64)
+    assert torch.equal(looking(pixels), plain(pixels))
+    for attention in looking.look:
+        torch.nn.init.normal_(attention.out.weight)
+    changed = pixels.clone()
+    changed[..., 48:, 48:] += 1.0
+    assert not torch.allclose(looking(changed)[..., 0, 0], looking(pixels)[..., 0, 0], atol=1e-3)
+    places = looking.place(make_waves(8, 8))
+    assert places.unique(dim=0).shape == (64, 8)
 
 
 def test_a_side_that_strides_do_not_divide_is_refused() -> None:

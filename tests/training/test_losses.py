@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from training.losses import judge, target_masks
+from training.losses import Hint, draw_sample, judge, order_by_cells, target_masks
 from training.train import draw_correction
 
 
@@ -28,10 +28,48 @@ def test_right_masks_cost_nothing_and_any_of_the_three_may_be_right() -> None:
     logits[0, 0, 3] = targets[0, 0, 0] * 40.0 - 20.0
     known, is_click = torch.tensor([[[True, True, False]]]), torch.tensor([[True]])
     sure = torch.tensor([[[1.0, 0.0, 0.5, 1.0]]])
-    verdict = judge(logits, sure, targets, known=known, pick=torch.tensor([[0]]), is_click=is_click)
+    sample = draw_sample(targets, known, num_cells=4)  # all there are
+    in_cells = order_by_cells(logits).gather(3, sample.index[:, :, None, :, None].expand(-1, -1, 4, -1, 16)).flatten(-2)
+    verdict = judge(in_cells, sure, sample, known=known, pick=torch.tensor([[0]]), is_click=is_click)
     assert float(verdict.masks) == pytest.approx(0.0, abs=1e-3)
     assert float(verdict.best_iou) == float(verdict.chosen_iou) == float(verdict.single_iou) == 1.0
     assert float(verdict.iou) == pytest.approx(0.25 / 4)  # only mask 2 promises 0.5 and is perfect
+
+
+def test_a_sample_holds_every_border_and_speaks_for_the_rest() -> None:
+    """A cell that a border runs through is always in it; weighed, the others stand for all that were left out."""
+    torch.manual_seed(0)
+    targets = torch.zeros(1, 1, 3, 64, 64, dtype=torch.bool)
+    targets[0, 0, 0, 6:30, 6:30] = True
+    known = torch.tensor([[[True, False, False]]])
+    share = order_by_cells(targets[:, :, 0]).float().mean(-1)
+    border = torch.nonzero((share > 0) & (share < 1))[:, 2]
+    masks, inside = [], []
+    for _ in range(300):
+        sample = draw_sample(targets, known, num_cells=64)
+        assert len(set(sample.index.flatten().tolist())) == 64
+        assert set(border.tolist()) <= set(sample.index.flatten().tolist())
+        masks.append(float(sample.weights.sum()))
+        inside.append(float((sample.weights * sample.targets[:, :, 0]).sum()))
+    assert sample.num_pixels == 64 * 64
+    assert float(sample.areas[0, 0, 0]) == 24 * 24
+    assert sum(masks) / 300 == pytest.approx(64 * 64, rel=0.02)
+    assert sum(inside) / 300 == pytest.approx(24 * 24, rel=0.02)
+
+
+def test_features_that_tell_regions_apart_satisfy_the_hint() -> None:
+    """A head that has learned where the regions are costs less than one that has not, whichever pixels are asked."""
+    torch.manual_seed(0)
+    levels = torch.ones(1, 3, 32, 32, dtype=torch.int16)
+    levels[..., 16:] = 2
+    features = torch.zeros(1, 4, 4, 4)
+    features[..., 2:] = 8.0
+    hint, clicks = Hint(4), torch.tensor([[[3.0, 3.0], [30.0, 30.0]]])
+    blind = hint(torch.zeros(1, 4, 4, 4), levels, clicks)
+    with torch.no_grad():
+        hint.spread.weight.fill_(0.2)
+        hint.spread.bias.zero_()
+    assert hint(features, levels, clicks) < 0.3 * blind
 
 
 def test_a_correcting_point_lies_where_the_mask_is_wrong() -> None:

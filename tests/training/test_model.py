@@ -4,6 +4,7 @@ import pytest
 import torch
 from segment_anything.modeling import Sam
 
+from training.losses import order_by_cells
 from training.model import ARCHITECTURE, build_model, decode, embed_points
 
 SMALL = {
@@ -11,6 +12,7 @@ SMALL = {
     "image_size": 64,
     "encoder_dims": [8, 16, 16, 16],
     "encoder_depths": [1, 1, 1, 1],
+    "encoder_attention_heads": 2,
     "prompt_embed_dim": 32,
     "mask_in_chans": 8,
     "decoder_mlp_dim": 32,
@@ -46,6 +48,19 @@ def test_decode_gives_what_segment_anything_gives(sam: Sam, with_masks: bool) ->
         )
         assert torch.allclose(logits[picture], expected_logits, atol=1e-4)
         assert torch.allclose(iou[picture], expected_iou, atol=1e-4)
+
+
+@torch.no_grad()
+def test_some_cells_are_those_of_the_whole(sam: Sam) -> None:
+    """Masks drawn in a few cells only are the pixels of the whole masks there."""
+    features, points = torch.randn(2, 32, 8, 8), torch.rand(2, 3, 2, 2) * 63
+    tokens = embed_points(sam, points, torch.tensor([[[1, -1], [2, 3], [0, 1]]] * 2))
+    cells = torch.stack([torch.randperm(64)[:5] for _ in range(6)]).view(2, 3, 5)
+    whole, iou = decode(sam, features, tokens)
+    some, same_iou = decode(sam, features, tokens, cells=cells)
+    expected = order_by_cells(whole).gather(3, cells[:, :, None, :, None].expand(-1, -1, 4, -1, 16)).flatten(-2)
+    assert torch.allclose(some, expected, atol=1e-5)
+    assert torch.equal(iou, same_iou)
 
 
 @torch.no_grad()

@@ -91,7 +91,7 @@ class Run:
 
 
 def train(recipe: Recipe, *, architecture: dict[str, Any], bank: PhotoBank, folder: Path, start: Path | None = None) -> Sam:
-    """Train until the recipe's time is used up, from the folder's checkpoint if there is one, else from the weights ``start``."""
+    """Train until the time is used up, from the folder's checkpoint if there is one, else from the weights of ``start``."""
     torch.manual_seed(recipe.seed)
     sam = build_model(architecture)
     if start is not None:

@@ -81,8 +81,8 @@ class ImageLabeler:
         try:
             data = read_image(ref, image_column=self._image_column)
         except FileNotFoundError as error:
-            if not storage.exists(self._root):
-                raise StorageError(f"the input {self._root} is gone") from error
+            if not storage.has_content(self._root):
+                raise StorageError(f"the input {self._root} is gone, or an empty folder: is it mounted?") from error
             raise ImageError("missing", "listed when the run was planned, but not there any more") from error
         except PermissionError as error:
             raise ImageError("forbidden", "the store refuses to give it: permission denied") from error

@@ -3,7 +3,8 @@
 Must not know Ray or what is written. Works on storage alone, by one small file, ``lease.json``; no store's locks and no
 two machines' clocks are relied on. The holder counts a number up every few seconds. Whoever else wants the folder
 watches, by its own clock, whether the number still moves: while it does, the holder lives. A holder that finds another
-name in the file has lost the folder and stops. Workers read the file before each write.
+name in the file has lost the folder and stops. Workers read the file before each write. Where there is none any more, the
+store is not what it was: a disk that is no longer mounted leaves an empty folder, which nobody shall fill.
 """
 
 import json
@@ -127,10 +128,15 @@ class LeaseHolder:
         self._thread.start()
 
     def check(self) -> None:
-        """Raises LeaseLostError where another driver has the folder now."""
+        """Once the folder was taken: is it still this driver's?
+
+        Raises:
+            LeaseLostError: another driver has it now.
+            StorageError: there is no lease in it, so it is another folder, or was emptied.
+        """
         if self._lost_to is None:
-            found = read_lease(self._output)
-            self._lost_to = found if found is not None and found.driver != self._lease.driver else None
+            found = _read_lease_that_stood(self._output)
+            self._lost_to = found if found.driver != self._lease.driver else None
         if self._lost_to is not None:
             raise LeaseLostError(f"{self._output} belongs to another driver now: {_describe(self._lost_to.process)}")
 
@@ -206,11 +212,12 @@ def check_permit(output: str, permit: Permit | None) -> None:
 
     Raises:
         LeaseLostError: the folder has another driver, or this attempt was written off.
+        StorageError: there is no lease in it, so it is another folder, or was emptied.
     """
     if permit is None:
         return
-    lease = read_lease(output)
-    if lease is None or lease.driver != permit.driver:
+    lease = _read_lease_that_stood(output)
+    if lease.driver != permit.driver:
         raise LeaseLostError(f"{output} does not belong to this worker's driver any more")
     if permit.attempt in lease.written_off:
         raise LeaseLostError(f"this worker was written off; another has its shard of {output}")
@@ -226,6 +233,13 @@ def read_lease(output: str) -> Lease | None:
         return None
     except PermissionError as error:
         raise StorageError(f"{_locate(output)} may not be read: {error}") from error
+
+
+def _read_lease_that_stood(output: str) -> Lease:
+    lease = read_lease(output)
+    if lease is None:
+        raise StorageError(f"{_locate(output)}, which this job keeps there, is gone: is the disk still mounted?")
+    return lease
 
 
 def name_process() -> ProcessName:

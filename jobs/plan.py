@@ -10,6 +10,7 @@ import functools
 import hashlib
 import importlib.metadata
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +23,7 @@ from jobs.options import Selection
 from jobs.parts import PlanPart, write_plan
 from jobs.prompts import MatchedPrompts, PromptsPlan, PromptsSpec, compare_prompts, identify
 from jobs.refs import ImageRef, Listing, batch_to_refs
+from jobs.sources import find_root
 from labeler import storage, tables
 from labeler.errors import OptionsError, StorageError, StorageRefusedError
 from labeler.models import ModelInfo, model_sha256, read_model_info
@@ -249,6 +251,22 @@ def read_shard(output: str, record: RunRecord, shard: int) -> list[PlannedImage]
     chosen = chosen.filter(pc.equal(chosen["shard"], shard)).combine_chunks()
     refs = (ref for batch in chosen.to_batches() for ref in batch_to_refs(batch))
     return [PlannedImage(image_id, ref) for image_id, ref in zip(chosen["image_id"].to_pylist(), refs, strict=True)]
+
+
+def find_images_root(output: str, record: RunRecord) -> str:
+    """The place that must be there, and not empty, for the run's images to be there.
+
+    Of a list that is the folder which its images share. They are in order: what the first and the last share, all do.
+    Images of a list that are no files of this machine have no such folder: the list itself stands for them.
+    """
+    root = find_root(record.input, selection=record.selection)
+    first = read_shard(output, record, 0)[0].ref
+    if root != record.input or root in first.uri:
+        return root
+    end = record.extensions[0].first_part if record.extensions else len(record.plan)
+    last = read_shard(output, record, record.plan[end - 1].first_shard + record.plan[end - 1].num_shards - 1)[-1].ref
+    folders = [path.parent for path in map(storage.uri_to_path, (first.uri, last.uri)) if path is not None]
+    return storage.path_to_uri(os.path.commonpath(folders)) if len(folders) == 2 else root
 
 
 def _compare(record: RunRecord, spec: RunSpec) -> Iterator[str]:

@@ -27,6 +27,7 @@ from labeler.errors import ImageError, OptionsError
 from labeler.image_rows import find_image_column, list_rows, make_row_uri, open_parquet
 from labeler.images import IMAGE_EXTENSIONS
 from labeler.storage import FileInfo
+from labeler.stores import check_url
 from labeler.tables import IMAGES_SCHEMA
 
 logger = logging.getLogger(__name__)
@@ -204,14 +205,27 @@ def _list_entries(root: str, selection: Selection) -> Iterator[ImageRef]:
     for number, entry in enumerate(read_entries(root, keep=selection.keep_columns)):
         # A URI or an absolute path stands for itself; a name is relative, whatever stands in it.
         is_absolute = "://" in entry.name or entry.name.startswith("/")
+        if "://" in entry.name:
+            _check_url(entry.name, where=f"{root}, entry {number + 1}")
         uri = storage.path_to_uri(entry.name) if is_absolute else storage.join(folder, entry.name.removeprefix("./"))
-        if number < _NUM_LOOKED_UP and not is_absolute and len(not_found) == number and not storage.exists(uri):
+        is_near = not is_absolute or storage.uri_to_path(uri) is not None
+        if number < _NUM_LOOKED_UP and is_near and len(not_found) == number and not storage.exists(uri):
             not_found.append(uri)
         kept = None if entry.kept is None else json.dumps(entry.kept)
         name = storage.encode_name(entry.name)
         yield ImageRef(uri=uri, file_name=name, source_id=entry.source_id, kept=kept)
     if not_found and len(not_found) == min(number + 1, _NUM_LOOKED_UP):
-        raise OptionsError(f"{root}: {not_found[0]} is not there, nor are those after it; say --images-root")
+        raise OptionsError(
+            f"{root}: {not_found[0]} is not there, nor are those after it; is it mounted, and is --images-root right?"
+        )
+
+
+def _check_url(url: str, *, where: str) -> None:
+    """What no worker could open is said before the run is frozen, and a secret never gets into its plan."""
+    try:
+        check_url(url)
+    except OptionsError as error:
+        raise OptionsError(f"{where}: {error}") from error
 
 
 def _list_pattern(root: str, selection: Selection, skipped: Counter[str]) -> Iterator[ImageRef]:

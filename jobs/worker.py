@@ -22,9 +22,8 @@ from jobs.asking import complete_rows, read_prompts
 from jobs.events import Event, ImageDone, ImageStarted, ShardCommitted, WorkerInfo
 from jobs.labeling import ImageBytes, ImageLabeler, LabeledImage
 from jobs.lease import Permit, name_process
-from jobs.plan import PlannedImage, read_run, read_shard
+from jobs.plan import PlannedImage, find_images_root, read_run, read_shard
 from jobs.shards import commit_shard, read_kept, tally_rows
-from jobs.sources import find_root
 from labeler import storage
 from labeler.errors import ImageError, LabelerError, ModelError, StorageError
 from labeler.generator import warm_up
@@ -78,9 +77,9 @@ class ShardLabeler:
         record = read_run(self._output)
         if record is None:
             raise StorageError(f"{platform.node()} does not see {self._output}/run.json")
-        root = find_root(record.input, selection=record.selection)
-        if not storage.exists(root):
-            raise StorageError(f"{platform.node()} does not see the input {root}")
+        root = find_images_root(self._output, record)
+        if not storage.has_content(root):
+            raise StorageError(f"{platform.node()} does not see the input {root}, or sees an empty folder: is it mounted?")
         folder = find_model(storage.join(self._output, "model"))
         if model_sha256(check_model(folder)) != record.model.sha256:
             raise ModelError(f"{self._output}/model is not the model that {self._output}/run.json names")

@@ -22,16 +22,12 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-from labeler.errors import StorageError, StorageRefusedError
 from labeler.retries import retried
-from labeler.store_errors import LASTING, is_past_the_end, translate_store_errors
+from labeler.store_errors import is_past_the_end, translate_local_errors, translate_store_errors
 from labeler.store_pages import find_etag, list_keys, read_info
 from labeler.stores import OBJECT_STORES, S3, find_scheme, normalize_url, open_store, quote_key
 
 _URL = re.compile(r"^(?:[a-z0-9]+::)*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
-_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-_IN_THE_WAY = frozenset({errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP})
-_NO_SUCH_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO})
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +103,7 @@ def read_bytes(uri: str, *, offset: int | None = None, length: int | None = None
                     return b""
                 raise
             return data
-    with _local_errors(path):
+    with translate_local_errors(path):
         # Not blocking, so that a pipe in a folder of images holds nobody up.
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         with os.fdopen(handle, "rb") as file:
@@ -156,12 +152,12 @@ def open_whole(uri: str) -> Iterator["Sink"]:
             remote.commit()
         return
     temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
-    with _local_errors(path, writing=True):
+    with translate_local_errors(path, writing=True):
         path.parent.mkdir(parents=True, exist_ok=True)
         local = temporary.open("xb")
     try:
-        yield _Sink(local, lambda: _local_errors(path, writing=True))
-        with _local_errors(path, writing=True):
+        yield _Sink(local, lambda: translate_local_errors(path, writing=True))
+        with translate_local_errors(path, writing=True):
             local.flush()
             os.fsync(local.fileno())
             local.close()
@@ -184,7 +180,7 @@ def list_files(root: str) -> Iterator[FileInfo]:
     """
     path = uri_to_path(root)
     if path is not None:
-        with _local_errors(path):
+        with translate_local_errors(path):
             above = path.stat()
         yield from _list_folder(path, prefix="", above=frozenset({(above.st_dev, above.st_ino)}))
         return
@@ -210,7 +206,7 @@ def stat_file(uri: str) -> FileInfo:
     """What a listing would say of one file now; ``path`` is its name alone."""
     path = uri_to_path(uri)
     if path is not None:
-        with _local_errors(path):
+        with translate_local_errors(path):
             about = path.stat()
             if not stat.S_ISREG(about.st_mode):
                 raise FileNotFoundError(errno.ENOENT, "not a regular file", str(path))
@@ -228,6 +224,16 @@ def exists(uri: str) -> bool:
     return _is(uri, "exists")
 
 
+@retried
+def has_content(uri: str) -> bool:
+    """Whether there is a file, or a folder with something in it: an empty one may be where a disk is not mounted."""
+    path = uri_to_path(uri)
+    if path is None or not is_folder(uri):
+        return exists(uri)
+    with translate_local_errors(path), os.scandir(path) as entries:
+        return next(entries, None) is not None
+
+
 def is_folder(uri: str) -> bool:
     """Whether there is a folder. Object stores have one where a file's name goes on below it."""
     return _is(uri, "isdir")
@@ -238,7 +244,7 @@ def delete(uri: str) -> None:
     """Remove a file; that there is none is no error."""
     path = uri_to_path(uri)
     if path is not None:
-        with contextlib.suppress(FileNotFoundError), _local_errors(path, writing=True):
+        with contextlib.suppress(FileNotFoundError), translate_local_errors(path, writing=True):
             path.unlink()
         return
     with contextlib.suppress(FileNotFoundError), translate_store_errors(uri):
@@ -297,7 +303,7 @@ def _list_folder(folder: Path, *, prefix: str, above: frozenset[tuple[int, int]]
 
 @retried
 def _scan_folder(folder: Path) -> list["os.DirEntry[str]"]:
-    with _local_errors(folder):
+    with translate_local_errors(folder):
         return list(os.scandir(folder))
 
 
@@ -307,7 +313,7 @@ def _is(uri: str, question: str) -> bool:
     if path is None:
         return _is_in_store(uri, question)
     try:
-        with _local_errors(path):
+        with translate_local_errors(path):
             mode = path.stat().st_mode
     except FileNotFoundError:
         return False
@@ -333,25 +339,6 @@ def _open_for_writing(uri: str) -> tuple[Any, str]:
     if find_scheme(uri) not in OBJECT_STORES:  # Where making a folder would make a bucket that is gone.
         store.makedirs(store._parent(key), exist_ok=True)
     return store, key
-
-
-@contextlib.contextmanager
-def _local_errors(path: Path, *, writing: bool = False) -> Iterator[None]:
-    """Translates the operating system's errors over one local path."""
-    try:
-        yield
-    except (FileNotFoundError, PermissionError):
-        raise
-    except OSError as error:
-        if not writing and error.errno in _NO_SUCH_FILE:
-            raise FileNotFoundError(error.errno, error.strerror, str(path)) from error
-        verb = "written" if writing else "read"
-        if error.errno in _DISK_FULL:
-            raise StorageRefusedError(f"{path} can't be {verb}: {error.strerror or error} (the disk is full)") from error
-        kind = StorageRefusedError if error.errno in LASTING | _IN_THE_WAY else StorageError
-        raise kind(f"{path} can't be {verb}: {error.strerror or error}") from error
-    except ValueError as error:  # A null character in the name.
-        raise FileNotFoundError(errno.ENOENT, str(error), str(path)) from error
 
 
 def _sync_folder(folder: Path) -> None:

@@ -8,6 +8,7 @@ the store answered, wherever they stand in the chain of causes; the class only w
 import contextlib
 import errno
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from labeler.errors import LabelerError, OptionsError, StorageError, StorageRefusedError
@@ -33,8 +34,11 @@ _NO_CREDENTIALS_CLASSES = frozenset(
 )
 _LONGEST_CHAIN = 8
 
-LASTING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
-"""What the operating system says, and no pause mends: a disk that is full or may not be written."""
+# What the operating system says of files.
+_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_IN_THE_WAY = frozenset({errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP})
+_NO_SUCH_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO})
+_LASTING = _DISK_FULL | {errno.EROFS}
 
 
 @contextlib.contextmanager
@@ -56,6 +60,32 @@ def translate_store_errors(uri: str) -> Iterator[None]:
         raise sort_store_error(error, uri=uri) from error
 
 
+@contextlib.contextmanager
+def translate_local_errors(path: Path, *, writing: bool = False) -> Iterator[None]:
+    """Raise what the operating system raises over one local path as one of ours.
+
+    Raises:
+        FileNotFoundError: there is no such file, or none can be by that name.
+        PermissionError: it may not be read or written.
+        StorageRefusedError: the disk is full or may not be written, or something else has the name; no use to try again.
+        StorageError: everything else.
+    """
+    try:
+        yield
+    except (FileNotFoundError, PermissionError):
+        raise
+    except OSError as error:
+        if not writing and error.errno in _NO_SUCH_FILE:
+            raise FileNotFoundError(error.errno, error.strerror, str(path)) from error
+        verb = "written" if writing else "read"
+        if error.errno in _DISK_FULL:
+            raise StorageRefusedError(f"{path} can't be {verb}: {error.strerror or error} (the disk is full)") from error
+        kind = StorageRefusedError if error.errno in _LASTING | _IN_THE_WAY else StorageError
+        raise kind(f"{path} can't be {verb}: {error.strerror or error}") from error
+    except ValueError as error:  # A null character in the name.
+        raise FileNotFoundError(errno.ENOENT, str(error), str(path)) from error
+
+
 def sort_store_error(error: Exception, *, uri: str) -> Exception:
     """The error of ours that a store's error is."""
     if isinstance(error, TypeError) and "unexpected keyword argument" in str(error):  # Some options are used that late.
@@ -74,7 +104,7 @@ def sort_store_error(error: Exception, *, uri: str) -> Exception:
         return StorageRefusedError(f"{uri}: the store is full ({named or status}): {_first_line(error)}")
     if status is None and _NO_CREDENTIALS_CLASSES.intersection(type(link).__name__ for link in chain):
         return StorageRefusedError(f"{uri}: no usable credentials: {_first_line(error)}")
-    if status is None and isinstance(error, OSError) and error.errno in LASTING:
+    if status is None and isinstance(error, OSError) and error.errno in _LASTING:
         return StorageRefusedError(f"{uri}: {_first_line(error)}")
     if status == 404 or (status is None and isinstance(error, _NOT_THERE)):
         return FileNotFoundError(errno.ENOENT, "no such object", uri)

@@ -8,6 +8,7 @@ The options hold secrets: they stand in no record, no log and no text of an erro
 environment does; whoever starts another process hands them on with ``get_store_options``.
 """
 
+import functools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -82,19 +83,27 @@ def open_store(uri: str) -> tuple[Any, str]:
     Raises:
         OptionsError: no such kind of store, its package is not installed, or the URL holds a password.
     """
-    if _PASSWORD.match(uri):
-        raise OptionsError("a URL with a password in it would be written into the run; use --storage-options instead")
+    check_url(uri)
     scheme = find_scheme(uri)
     defaults = {**_DEFAULTS, **(_S3_DEFAULTS if scheme in S3 else {})} if "::" not in uri else {}
     try:
         store, key = fsspec.core.url_to_fs(uri, **{**defaults, **_find_options(uri)})
-    except ImportError as error:
-        extra = _EXTRAS.get(scheme)
-        hint = f"; pip install 'sam-labeler[{extra}]'" if extra else ""
-        raise OptionsError(f"{uri} can't be opened: {error}{hint}") from error
-    except (ValueError, TypeError) as error:
+    except (ImportError, ValueError, TypeError) as error:
         raise OptionsError(f"{uri} can't be opened: {hide_secrets(str(error))}") from error
     return store, str(key) if _MEANS_ITSELF.search(uri) else unquote(key, errors="surrogateescape")
+
+
+def check_url(url: str) -> None:
+    """Whether such a URL could be opened here, as far as can be told without asking a store.
+
+    Raises:
+        OptionsError: no such kind of store, its package is not installed, or the URL holds a password.
+    """
+    for link in url.split("::"):
+        if _PASSWORD.match(link):
+            raise OptionsError("a URL with a password in it would be written into the run; use --storage-options instead")
+        if "://" in link:
+            _find_store_class(find_scheme(link))
 
 
 def find_scheme(uri: str) -> str:
@@ -126,6 +135,16 @@ def hide_secrets(text: str) -> str:
     for secret in sorted({s for values in _options.values() for s in _list_secrets(values)}, key=len, reverse=True):
         text = text.replace(secret, "***")
     return text
+
+
+@functools.lru_cache
+def _find_store_class(scheme: str) -> Any:
+    try:
+        return fsspec.get_filesystem_class(scheme)
+    except (ValueError, ImportError) as error:
+        extra = _EXTRAS.get(scheme)
+        hint = f"; pip install 'sam-labeler[{extra}]'" if extra else ""
+        raise OptionsError(f"{scheme}:// can't be opened: {error}{hint}") from error
 
 
 def _find_options(uri: str) -> dict[str, Any]:

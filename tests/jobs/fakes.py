@@ -1,10 +1,12 @@
 """What job tests share: a fake model, generated pictures, a job in a process of its own."""
 
 import hashlib
+import io
 import os
 import secrets
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -63,6 +65,16 @@ def write_picture(path: Path, *, seed: int = 0, colour: tuple[int, int, int] | N
     pixels = np.full((height, width, 3), rng.integers(0, 200, 3) if colour is None else colour, np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
     PillowImage.fromarray(pixels).save(path)
+    return path
+
+
+def make_tar(path: Path, *members: tuple[str, bytes]) -> Path:
+    """An archive of these files."""
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
     return path
 
 

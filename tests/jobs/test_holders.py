@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from bucket_jobs import label
-from fakes import freeze, label_arguments, write_picture
+from fakes import freeze, label_arguments, make_tar, write_picture
 
 import jobs.ordering
 from jobs.extension import find_new_images
@@ -34,15 +34,6 @@ def find(place: Path | str, **selection: Any) -> list[ImageRef]:
 
 def names(refs: list[ImageRef]) -> list[str]:
     return [ref.file_name for ref in refs]
-
-
-def make_tar(path: Path, *members: tuple[str, bytes]) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for name, data in members:
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    return path
 
 
 @pytest.fixture
@@ -92,6 +83,29 @@ def test_a_list_names_images_as_it_likes(few: Path, write: Callable[..., None]) 
     with pytest.raises(OptionsError, match="--images-root"):
         _find_relative(moved, write, ["sub/a.jpg"])
     assert names(find(moved, images_root=storage.path_to_uri(few))) == ["sub/a.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("nope://x/b.png", "list.txt, entry 2: .*nope"),
+        ("tar://b.png::nope://x/a.tar", "list.txt, entry 2: .*nope"),
+        ("s3://me:hush-hush@x/b.png", "list.txt, entry 2: a URL with a password"),
+    ],
+)
+def test_a_url_that_no_worker_could_open_is_refused_before_the_run(few: Path, url: str, words: str) -> None:
+    """By its line, before it is frozen into a plan: neither does it stop the job later, nor is a secret written down."""
+    write_txt(few / "list.txt", ["a.jpg", url])
+    with pytest.raises(OptionsError, match=words) as refusal:
+        find(few / "list.txt")
+    assert "hush" not in str(refusal.value)
+
+
+def test_a_list_of_nothing_that_is_there_is_refused(few: Path) -> None:
+    """Also where it says from the root on where its images are: surely a disk is not mounted."""
+    write_txt(few / "list.txt", [str(few / "disk" / f"{number}.jpg") for number in range(12)])
+    with pytest.raises(OptionsError, match="is it mounted"):
+        find(few / "list.txt")
 
 
 def _find_relative(path: Path, write: Callable[..., None], entries: list[str]) -> list[ImageRef]:

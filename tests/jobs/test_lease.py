@@ -136,8 +136,6 @@ def test_a_worker_that_was_written_off_may_not_write(tmp_path: Path) -> None:
     """Nor one of a driver that is gone; others may."""
     output = str(tmp_path)
     check_permit(output, None)
-    with pytest.raises(LeaseLostError):
-        check_permit(output, Permit("x", 1))
     with LeaseHolder(output, say=lambda text: None) as holder:
         holder.take()
         check_permit(output, Permit(holder.driver, 1))
@@ -147,3 +145,22 @@ def test_a_worker_that_was_written_off_may_not_write(tmp_path: Path) -> None:
             check_permit(output, Permit(holder.driver, 1))
         with pytest.raises(LeaseLostError):
             check_permit(output, Permit("another", 2))
+
+
+def test_a_folder_that_is_not_mounted_any_more_is_left_alone(tmp_path: Path) -> None:
+    """Neither driver nor worker writes below the mount point; once the disk is back the driver still has its folder."""
+    output = tmp_path / "disk" / "run"
+    with LeaseHolder(str(output), say=lambda text: None) as holder:
+        holder.take()
+        (tmp_path / "disk").rename(tmp_path / "gone")
+        (tmp_path / "disk").mkdir()
+        time.sleep(0.3)
+        for ask in (holder.check, lambda: check_permit(str(output), Permit(holder.driver, 1))):
+            with pytest.raises(StorageError, match="still mounted"):
+                ask()
+        assert not output.exists()
+        (tmp_path / "disk").rmdir()
+        (tmp_path / "gone").rename(tmp_path / "disk")
+        time.sleep(0.3)
+        holder.check()
+    assert not (output / "lease.json").exists()

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from fakes import freeze
 
-from jobs.plan import RunRecord, RunSpec, check_resume, read_run, read_shard
+from jobs.lease import LeaseLostError
+from jobs.plan import RunRecord, RunSpec, check_resume, freeze_run, read_run, read_shard
+from jobs.sources import list_images
 from labeler import storage
 from labeler.errors import OptionsError
 from labeler.models import check_model
@@ -82,3 +84,19 @@ def test_parts_of_nobody_are_not_taken_over(photos: Path, model_folder: Path, tm
     with pytest.raises(OptionsError, match=r"no run\.json"):
         freeze(photos, tmp_path / "run", model_folder)
     assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_driver_that_lost_the_folder_freezes_nothing(
+    frozen: tuple[str, RunRecord], model_folder: Path, tmp_path: Path
+) -> None:
+    """It asks once more before run.json, which makes the plan count."""
+    _, record = frozen
+    spec = RunSpec(**{name: getattr(record, name) for name in RunSpec.model_fields})
+    listing = list_images(spec.input, selection=spec.selection)
+
+    def check() -> None:
+        raise LeaseLostError("another has it")
+
+    with pytest.raises(LeaseLostError):
+        freeze_run(str(tmp_path / "late"), spec, images_per_shard=5, listing=listing, model_folder=model_folder, check=check)
+    assert read_run(str(tmp_path / "late")) is None

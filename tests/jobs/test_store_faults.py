@@ -1,17 +1,24 @@
 """A store that stumbles, goes away or refuses, over HTTP: the job ends as undisturbed, or stops and goes on; no image pays."""
 
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import stores
 from bucket_jobs import OUTPUT, Bench, label, label_undisturbed, serve_bench
-from fakes import freeze, label_arguments, write_picture
+from fakes import freeze, label_arguments, make_tar, write_picture
 
 import jobs.cli
-from labeler.errors import StorageError, StorageRefusedError
+from jobs.options import Selection
+from jobs.reading import read_image
+from jobs.sources import list_images
+from jobs.worker import ShardLabeler
+from labeler import storage
+from labeler.errors import ImageError, StorageError, StorageRefusedError
 from labeler.stores import use_store_options
 
 
@@ -40,8 +47,43 @@ def test_a_store_that_is_overloaded(cluster: object, bench: Bench) -> None:
 
 
 def test_a_store_that_goes_away_and_comes_back(cluster: object, bench: Bench) -> None:
-    """Connections refused for five seconds in mid-run."""
-    bench.check_gone(seconds=5)
+    """Connections refused for twenty seconds in mid-run."""
+    bench.check_gone(seconds=20)
+
+
+def test_whoever_asks_a_store_that_is_gone_waits_for_it(bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """A worker that begins, a driver that lists and writes, status and verify: longer than the store's library would."""
+    freeze("s3://photos/in", OUTPUT, bench.model, images_per_shard=8)  # type: ignore[arg-type]
+    label(OUTPUT, range(1))
+    options = [*_list_keys(), "--storage-options", f"endpoint_url={bench.proxy.endpoint}"]
+    labeler = ShardLabeler(OUTPUT, threads=1, retries=8, engine="fake_engine:DiscEngine")
+    monkeypatch.setenv("SAM_LABELER_CACHE", str(bench.folder / "cache"))  # Where no model is.
+    asks: list[Callable[[], Any]] = [
+        labeler.load,
+        lambda: sum(1 for _ in storage.list_files("s3://photos/in")),
+        lambda: storage.write_bytes("s3://labels/other", b"data"),
+        lambda: jobs.cli.main(["status", OUTPUT, *options]),
+        lambda: jobs.cli.main(["verify", OUTPUT, *options]),
+    ]
+    bench.proxy.stop()
+    timer = threading.Timer(8, bench.proxy.start)
+    timer.start()
+    with ThreadPoolExecutor(len(asks)) as pool:
+        answers = [answer.result() for answer in [pool.submit(ask) for ask in asks]]
+    timer.join()
+    assert answers[1:] == [8, None, 0, 0]
+    assert "8 of 8 images done" in capsys.readouterr().out
+
+
+def test_a_tar_that_was_replaced_by_a_shorter_one(bench: Bench) -> None:
+    """Its images are changed, though there is nothing any more at their place in it."""
+    members = [(f"{number}.png", bytes(5000)) for number in range(20)]
+    bench.client.upload_file(str(make_tar(bench.folder / "long.tar", *members)), "photos", "a.tar")
+    *_, last = list_images("s3://photos/a.tar", selection=Selection()).read_refs()
+    bench.client.upload_file(str(make_tar(bench.folder / "short.tar", *members[:1])), "photos", "a.tar")
+    with pytest.raises(ImageError, match="changed"):
+        read_image(last)
+    assert storage.read_bytes("s3://photos/a.tar", offset=10**9) == b""
 
 
 def test_credentials_that_expire(cluster: object, bench: Bench) -> None:

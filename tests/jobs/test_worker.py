@@ -114,6 +114,42 @@ def test_an_input_that_is_gone_is_nobodys_missing_image(output: Path, photos: Pa
     assert not (output / "images").exists()
 
 
+def test_a_mount_point_without_its_disk_is_nobodys_missing_image(output: Path, photos: Path) -> None:
+    """It is there and empty: a worker that begins is left out, one at work stops. A folder inside may well be empty."""
+    labeler = load(output)
+    shutil.rmtree(photos / "b")
+    (photos / "b").mkdir()
+    list(labeler.label_shard(0))
+    assert list(read_errors(output).values()).count("missing") == 5
+    shutil.rmtree(output / "images")
+    shutil.rmtree(photos)
+    photos.mkdir()
+    with pytest.raises(StorageError, match="is it mounted"):
+        list(labeler.label_shard(0))
+    with pytest.raises(StorageError, match="is it mounted"):
+        load(output)
+    assert not (output / "images").exists()
+
+
+@pytest.mark.parametrize("is_absolute", [True, False])
+def test_the_images_of_a_list_are_missed_only_where_their_folder_is(
+    photos: Path, model_folder: Path, tmp_path: Path, is_absolute: bool
+) -> None:
+    """The list itself may lie elsewhere, on a disk that is always there."""
+    names = sorted(photos.glob("*/**/*.png"))[:6]
+    (tmp_path / "list.txt").write_text("\n".join(str(name if is_absolute else name.relative_to(tmp_path)) for name in names))
+    freeze(tmp_path / "list.txt", tmp_path / "run", model_folder, images_per_shard=2)
+    names[1].unlink()
+    labeler = load(tmp_path / "run")
+    list(labeler.label_shard(0))
+    assert list(read_errors(tmp_path / "run").values()) == ["missing"]
+    shutil.rmtree(photos)
+    with pytest.raises(StorageError, match="is it mounted"):
+        list(labeler.label_shard(1))
+    with pytest.raises(StorageError, match="is it mounted"):
+        load(tmp_path / "run")
+
+
 def test_storage_that_answers_late_is_waited_for(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every call fails once: with one retry the shard is done and no image blamed; without it, nothing counts."""
     labeler = load(output)

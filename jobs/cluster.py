@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private.state import actors
 from ray.util.metrics import Counter
 
 from jobs.options import JobOptions
@@ -20,6 +21,7 @@ from jobs.shards import STAGES, Tally
 
 _OBJECT_STORE_BYTES = 100 * 2**20  # Only events pass through it.
 _NUM_NAMED_NODES = 5
+_NO_NODE = ray.NodeID.nil().hex()
 _MEMORY_SHARE = 0.8  # Of what is free: the rest is for Ray itself and for pages of files.
 
 
@@ -80,6 +82,12 @@ def describe_nodes() -> str:
     ]
     num_more = len(nodes) - len(texts)
     return ", ".join(texts) + (f" and {num_more} more nodes" if num_more else "")
+
+
+def find_node(actor: Any) -> str | None:
+    """The cluster's name of the machine that an actor is on, or was on when it died; None where it has never had one."""
+    node_id = actors(actor._actor_id.hex()).get("Address", {}).get("NodeID")
+    return None if node_id in (None, "", _NO_NODE) else str(node_id)
 
 
 def is_node_alive(node_id: str) -> bool:

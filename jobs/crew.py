@@ -9,14 +9,14 @@ import logging
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
 
-from jobs.cluster import count_places, describe_nodes, measure_largest_node, name_node
+from jobs.cluster import count_places, describe_nodes, find_node, measure_largest_node, name_node
 from jobs.events import WorkerInfo
 from jobs.lease import LeaseHolder, Permit, ProcessName, is_process_alive
 from jobs.ledger import Assignment, ShardLedger
@@ -31,7 +31,12 @@ _POLL_S = 0.5
 _SECONDS_BETWEEN_COUNTS = 2.0
 
 LATE_WRITE_S = 20.0
-"""How long a write may take that a worker began while it still had the right to."""
+"""How long a write may take that a worker began while it still had the right to. By then Ray also knows that a machine is
+gone whose end killed the worker."""
+
+LOSS_KNOWN_S = 65.0
+"""How long Ray may not notice that a machine is gone which has fallen silent: five health checks of 13 s. Its images seem
+to hang."""
 
 _MEMORY_MARGIN = 1.2
 _NODE_LABEL = "ray.io/node-id"
@@ -57,8 +62,9 @@ class Task:
         assignment: which, and how.
         events: what the worker tells about it, a Ray generator.
         in_work: images announced and not done, oldest first: the first is labeled, the next is being read.
-        since_s: when that became so, on the monotonic clock.
+        since_s: since when the first is labeled, not read, on the monotonic clock.
         hung_image: the image for which the worker was killed.
+        is_committed: what comes next is the end of the stream, or of the worker.
     """
 
     assignment: Assignment
@@ -66,6 +72,11 @@ class Task:
     in_work: list[int] = field(default_factory=list)
     since_s: float = 0.0
     hung_image: int | None = None
+    is_committed: bool = False
+
+    def is_overdue(self, limit_s: float) -> bool:
+        """Whether, by what it has told, it is at one image for longer than this."""
+        return bool(self.in_work) and self.hung_image is None and time.monotonic() > self.since_s + limit_s
 
 
 @dataclass(slots=True, eq=False)
@@ -73,12 +84,10 @@ class Worker:
     """One actor: first it loads its model, then it has one task at a time.
 
     Attributes:
-        placed: its node, as soon as it has one.
         missing: set where it does not answer and Ray does not know yet whether it is dead: what asks it for a sign of life.
     """
 
     actor: Any
-    placed: Any
     loading: Any
     info: WorkerInfo | None = None
     task: Task | None = None
@@ -106,14 +115,6 @@ class Worker:
         if self.task is not None:
             return self.task.events
         return self.loading if self.info is None else None
-
-    def find_node(self) -> str | None:
-        """Its node; None while it has none, or where it died before it could tell."""
-        try:
-            ready, _ = ray.wait([self.placed], timeout=0)
-            return str(ray.get(self.placed)) if ready else None
-        except RayError:
-            return None
 
     def __str__(self) -> str:
         return f"pid {self.info.pid} on {self.info.host}" if self.info else "still loading"
@@ -157,7 +158,7 @@ class Crew:
         self._nodes_left_out: set[str] = set()
         self._num_left_out = 0
         self._left_out_for: LabelerError | None = None
-        self._num_deaths_while_loading = 0
+        self._deaths_while_loading: Counter[str | None] = Counter()
         self._said = ""
         self._num_places = 0
         self._count_at_s = 0.0
@@ -204,7 +205,7 @@ class Crew:
                 engine=self._engine,
                 store_options=get_store_options(),
             )
-            self._workers.append(Worker(actor, placed=actor.find_node.remote(), loading=actor.load.remote()))
+            self._workers.append(Worker(actor, loading=actor.load.remote()))
 
     def say_if_no_room(self, say: Callable[[str], None]) -> None:
         """Say it, once, where no node is large enough for one worker: an autoscaler may add one, else nothing will happen."""
@@ -221,7 +222,8 @@ class Crew:
     def welcome(self, worker: Worker, info: WorkerInfo) -> None:
         """A worker is ready. Those hired from now on declare the memory that this one was seen to need."""
         worker.become_ready(info)
-        self._num_deaths_while_loading = 0
+        for node in (info.node, None):
+            del self._deaths_while_loading[node]
         self.learn_memory(info.peak_memory_bytes)
 
     def learn_memory(self, peak_bytes: int) -> None:
@@ -268,7 +270,7 @@ class Crew:
         return sum(worker.info is not None for worker in self._workers)
 
     def bury(self, worker: Worker, *, is_machine_gone: bool, then: Callable[[], None]) -> None:
-        """Forget a dead worker; ``hire`` replaces it, unless one after the other dies before it is ready.
+        """Forget a dead worker; ``hire`` replaces it. A node on which one after the other dies before it is ready is left out.
 
         Args:
             worker: dead, as far as Ray knows.
@@ -277,9 +279,11 @@ class Crew:
         """
         self._workers.remove(worker)
         if worker.info is None and not is_machine_gone:
-            self._num_deaths_while_loading += 1
-            if self._num_deaths_while_loading > self._options.retries:
-                self._do_without(ModelError("workers die while they load the model; is there enough memory?"))
+            node = find_node(worker.actor)
+            self._deaths_while_loading[node] += 1
+            if self._deaths_while_loading[node] > self._options.retries:
+                error = ModelError("workers die while they load the model; is there enough memory?")
+                self._do_without(error, node=node)
         if worker.info is None or worker.task is None:
             then()
             return
@@ -291,7 +295,8 @@ class Crew:
         elif is_alive:
             with contextlib.suppress(OSError):
                 os.kill(process.pid, signal.SIGKILL)  # Ray's own kill does not reach a process that is stopped.
-        self._ghosts.append(Ghost(process, time.monotonic() + LATE_WRITE_S if is_alive is None else None, then))
+        patience_s = LATE_WRITE_S if worker.task.hung_image is None else LOSS_KNOWN_S
+        self._ghosts.append(Ghost(process, time.monotonic() + patience_s if is_alive is None else None, then))
         self.release_ghosts()
 
     def release_ghosts(self) -> None:
@@ -303,7 +308,7 @@ class Crew:
 
     def leave_out(self, worker: Worker, error: LabelerError) -> None:
         """Go on without this worker, and without its node. Raises the error where no other worker is left."""
-        node = worker.find_node()
+        node = find_node(worker.actor)
         self._workers.remove(worker)
         ray.kill(worker.actor)
         self._do_without(error, node=node)
@@ -320,11 +325,16 @@ class Crew:
             raise error
 
     def kill_hung_workers(self) -> None:
-        """Those that are at one image for too long. Their death is noticed as any other's."""
+        """Those that are at one image for too long, and have told nothing since. Their death is noticed as any other's."""
         limit_s = self._options.image_timeout
-        for worker in self._workers if limit_s is not None else []:
+        if limit_s is None:
+            return
+        for worker in self._workers:
             task = worker.task
-            if task and task.in_work and task.hung_image is None and time.monotonic() > task.since_s + (limit_s or 0):
+            if task is None or worker.missing is not None or not task.is_overdue(limit_s):
+                continue
+            unheard, _ = ray.wait([task.events], timeout=0, fetch_local=False)
+            if not unheard:  # Else this process is the slow one.
                 task.hung_image = task.in_work[0]
                 ray.kill(worker.actor)
 

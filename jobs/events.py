@@ -14,6 +14,13 @@ class ImageStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageAwaited:
+    """This image is next, but its bytes are still not there: for no fault of its own. Told every second until they are."""
+
+    image_id: int
+
+
+@dataclass(frozen=True, slots=True)
 class ImageDone:
     """An image has its row, which is not committed yet. ``log`` holds the traceback of an ``internal`` error."""
 
@@ -33,7 +40,7 @@ class ShardCommitted:
     kept: Tally = field(default_factory=Tally)
 
 
-Event = ImageStarted | ImageDone | ShardCommitted
+Event = ImageStarted | ImageAwaited | ImageDone | ShardCommitted
 
 
 @dataclass(frozen=True, slots=True)

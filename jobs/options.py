@@ -66,7 +66,8 @@ class JobOptions(BaseModel):
     """How often a shard is tried again after its worker died. Storage calls are tried for a minute; with 0 only once."""
 
     image_timeout: Annotated[float, Field(gt=0)] | None = None
-    """Seconds after which an image that is still in work becomes an error row (timeout). Not set: images take their time."""
+    """Seconds after which an image becomes an error row (timeout), counted from when its bytes are there. Not set: images
+    take their time."""
 
     max_error_rate: Annotated[float, Field(ge=0, le=1)] = 0.05
     """The part of the images that may fail before a finished job exits with 3 instead of 0."""

@@ -112,8 +112,10 @@ class Watch:
             logger.error("image %d failed inside this program:\n%s", done.image_id, done.log)
 
     def count_shard(self, committed: ShardCommitted, *, worker: str = "") -> None:
-        """A shard is committed."""
+        """A shard is committed. Told again it counts no second time, until ``forget_shard``."""
         self._in_work.pop(committed.shard, None)
+        if committed.shard in self._shards:
+            return
         tally = committed.tally
         self._before -= self._redone.pop(committed.shard, Tally())
         self._now += tally

@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 import ray
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
-from jobs.cluster import RunMetrics, connect_to_cluster, is_node_alive
+from jobs.cluster import RunMetrics, connect_to_cluster, find_node, is_node_alive
 from jobs.crew import Crew, Task, Worker
-from jobs.events import ImageDone, ImageStarted, ShardCommitted
+from jobs.events import ImageAwaited, ImageDone, ImageStarted, ShardCommitted
 from jobs.lease import LeaseHolder
 from jobs.ledger import ShardLedger
 from jobs.options import JobOptions
@@ -120,11 +120,14 @@ def follow_event(event: object, *, worker: Worker, task: Task, crew: Crew, watch
             if not task.in_work:
                 task.since_s = time.monotonic()
             task.in_work.append(image_id)
+        case ImageAwaited():
+            task.since_s = time.monotonic()
         case ImageDone(image_id):
             task.in_work = [other for other in task.in_work if other != image_id]
             task.since_s = time.monotonic()
             watch.count_image(task.assignment.shard, event)
         case ShardCommitted():
+            task.is_committed = True
             crew.learn_memory(event.peak_memory_bytes)
             watch.count_shard(event, worker=str(worker))
             metrics.count(event.tally - event.kept)
@@ -133,27 +136,38 @@ def follow_event(event: object, *, worker: Worker, task: Task, crew: Crew, watch
 def follow_death(worker: Worker, error: RayError, *, crew: Crew, ledger: ShardLedger, watch: Watch) -> None:
     """A worker is dead: somebody answers for it, and its shard waits for another as soon as this one can write no more."""
     logger.debug("a worker died: %s", error)
-    task, node = worker.task, worker.find_node()
-    is_machine_gone = getattr(error, "preempted", False) or (node is not None and not is_node_alive(node))
-    if task is None:
-        crew.bury(worker, is_machine_gone=is_machine_gone, then=lambda: None)
+    task, node = worker.task, find_node(worker.actor)
+    is_preempted = bool(getattr(error, "preempted", False))
+
+    def is_machine_gone() -> bool:
+        return is_preempted or (node is not None and not is_node_alive(node))
+
+    if task is None or task.is_committed:
+        worker.task = None  # It has nothing more to write.
+        crew.bury(worker, is_machine_gone=is_machine_gone(), then=lambda: None)
         return
     watch.drop_shard(task.assignment.shard)
     charge = functools.partial(charge_death, task, ledger=ledger, name=str(worker), is_machine_gone=is_machine_gone)
-    crew.bury(worker, is_machine_gone=is_machine_gone, then=charge)
+    crew.bury(worker, is_machine_gone=is_machine_gone(), then=charge)
 
 
-def charge_death(task: Task, *, ledger: ShardLedger, name: str, is_machine_gone: bool) -> None:
-    """Somebody answers for a worker's death: its machine, the image that hung, those that were in work, or the shard."""
+def charge_death(task: Task, *, ledger: ShardLedger, name: str, is_machine_gone: Callable[[], bool]) -> None:
+    """Somebody answers for a worker's death: its machine, the image that hung, those that were in work, or the shard.
+
+    Workers may die, or seem to hang, before the cluster knows that their machine is gone: it is asked only now.
+    """
     shard = task.assignment.shard
+    if is_machine_gone():
+        logger.warning("the machine of a worker (%s) is gone; shard %d is done again", name, shard)
+        ledger.put_back(shard)
+        return
     if task.hung_image is not None:
+        if task.hung_image not in task.in_work:  # It was done in the moment in which its worker was killed.
+            ledger.put_back(shard)
+            return
         logger.warning("image %d hung on %s and becomes an error; shard %d is done again", task.hung_image, name, shard)
         verdict = ImageError("timeout", "not done within --image-timeout")
         ledger.put_back_without(shard, image_id=task.hung_image, verdict=verdict)
-        return
-    if is_machine_gone:
-        logger.warning("the machine of a worker (%s) is gone; shard %d is done again", name, shard)
-        ledger.put_back(shard)
         return
     names = ", ".join(map(str, task.in_work)) or "none"
     logger.warning("a worker died (%s); images in work: %s; shard %d is done again", name, names, shard)

@@ -22,6 +22,9 @@ class ShardSet:
         self._flags = np.zeros(num_shards, np.int8)
         self._flags[list(shards)] = 1
 
+    def __contains__(self, shard: int) -> bool:
+        return bool(self._flags[shard])
+
     def add(self, shard: int) -> None:
         """Now it is in the set."""
         self._flags[shard] = 1

@@ -13,13 +13,13 @@ import resource
 import sys
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from jobs.asking import complete_rows, read_prompts
-from jobs.events import Event, ImageDone, ImageStarted, ShardCommitted, WorkerInfo
+from jobs.events import Event, ImageAwaited, ImageDone, ImageStarted, ShardCommitted, WorkerInfo
 from jobs.labeling import ImageBytes, ImageLabeler, LabeledImage
 from jobs.lease import Permit, name_process
 from jobs.plan import PlannedImage, find_images_root, read_run, read_shard
@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 MAX_INTERNAL_IN_A_ROW = 20
 MAX_FORBIDDEN_IN_A_ROW = 10
+
+_AWAITED_S = 1.0
 
 
 class WorkerStoppedError(LabelerError):
@@ -127,6 +129,8 @@ class ShardLabeler:
                 yield step
                 continue
             image, reading = step
+            while not wait([reading], timeout=_AWAITED_S).done:
+                yield ImageAwaited(image.image_id)
             asked = None if prompts is None else prompts.get(image.image_id, ())
             result = self._labeler.label(image, reading.result, prompts=asked)
             labeled[image.image_id] = result

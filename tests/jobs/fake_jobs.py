@@ -1,9 +1,14 @@
 """``python -m jobs`` with the fake engine: a script of its own, so that jobs run in real processes."""
 
+import os
 import sys
 
 import jobs.cli
 
 if __name__ == "__main__":
     jobs.cli.ENGINE = "fake_engine:DiscEngine"
+    if "FAKE_TROUBLE" in os.environ:
+        from fake_troubles import TROUBLES
+
+        TROUBLES[os.environ["FAKE_TROUBLE"]]()
     sys.exit(jobs.cli.main())

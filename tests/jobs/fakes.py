@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import fake_engine
 import numpy as np
 import pytest
 from PIL import Image as PillowImage
+from pyarrow import parquet
 
 from jobs.options import Selection
 from jobs.plan import RunRecord, RunSpec, describe_model, freeze_run
@@ -123,6 +124,12 @@ def label_undisturbed(photos: Path, output: Path, model: Path, *, images_per_sha
 
 def read_masks(output: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((output / "masks").glob("part-*"))}
+
+
+def read_mask_rows(output: Path, *, without: Collection[int] = ()) -> list[dict[str, Any]]:
+    """The masks table, but for those of some images."""
+    rows: list[dict[str, Any]] = parquet.read_table(output / "masks").to_pylist()
+    return [row for row in rows if row["image_id"] not in without]
 
 
 def wait_until(condition: Callable[[], Any], *, seconds: float = 90) -> Any:

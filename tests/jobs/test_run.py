@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import signal
 import subprocess
 import time
@@ -11,7 +12,22 @@ from pathlib import Path
 import fake_engine
 import pandas as pd
 import pytest
-from fakes import Cluster, find_workers, label_arguments, make_slow, read_masks, start_jobs, wait_until, write_picture
+from fakes import (
+    Cluster,
+    find_workers,
+    label_arguments,
+    label_undisturbed,
+    make_slow,
+    read_mask_rows,
+    read_masks,
+    start_jobs,
+    wait_until,
+    write_picture,
+)
+
+from jobs.crew import Task
+from jobs.ledger import Assignment, ShardLedger
+from jobs.run import charge_death
 
 RunJobs = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -104,16 +120,22 @@ def test_a_killed_worker_is_replaced(cluster: Cluster, run_jobs: RunJobs, model_
 
 
 def test_images_that_kill_or_hang_are_set_aside(cluster: object, run_jobs: RunJobs, model_folder: Path, tmp_path: Path) -> None:
-    """The one that ends its process becomes 'worker_died', the one that never ends 'timeout'; all others have masks."""
+    """The one that ends its process becomes 'worker_died', the one that never ends 'timeout'.
+
+    The masks of all others are those of a run that has ordinary pictures in their place.
+    """
     colours = [None, fake_engine.EXITS, None, None, fake_engine.HANGS, None]
     for number, colour in enumerate(colours):
         write_picture(tmp_path / "pictures" / f"{number}.png", seed=number, colour=colour)
+        write_picture(tmp_path / "ordinary" / f"{number}.png", seed=number)
     more = ("--workers", 2, "--images-per-shard", 3, "--image-timeout", 5, "--max-error-rate", 0.5)
     answer = run_jobs(*label_arguments(tmp_path / "pictures", tmp_path / "out", model_folder, *more))
     assert answer.returncode == 0, answer.stderr
     images = pd.read_parquet(tmp_path / "out" / "images")
     assert images["error_kind"].fillna("").tolist() == ["", "worker_died", "", "", "timeout", ""]
     assert (images.loc[images["status"] == "ok", "num_masks"] > 0).all()
+    label_undisturbed(tmp_path / "ordinary", tmp_path / "still", model_folder, images_per_shard=3)
+    assert read_mask_rows(tmp_path / "out") == read_mask_rows(tmp_path / "still", without={2, 5})
     assert run_jobs("verify", tmp_path / "out").returncode == 0
 
     status = run_jobs("status", tmp_path / "out", "--failures", "failed.csv")
@@ -128,13 +150,15 @@ def test_images_that_kill_or_hang_are_set_aside(cluster: object, run_jobs: RunJo
 
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_stops_a_job_that_can_go_on(
-    cluster: Cluster, number: signal.Signals, exit_code: int, model_folder: Path, tmp_path: Path
+    cluster: Cluster, run_jobs: RunJobs, number: signal.Signals, exit_code: int, model_folder: Path, tmp_path: Path
 ) -> None:
-    """Its shards are dropped within 2 seconds (Ray kills a job 3 seconds after SIGTERM), with the words how to go on."""
-    slow = make_slow(tmp_path / "slow", count=40)
-    driver = start_jobs(
-        *label_arguments(slow, tmp_path / "out", model_folder, "--workers", 1, "--images-per-shard", 2), cwd=tmp_path
-    )
+    """Its shards are dropped within 2 seconds (Ray kills a job 3 seconds after SIGTERM), with the words how to go on.
+
+    The same command then does go on, and the masks are an undisturbed run's.
+    """
+    slow = make_slow(tmp_path / "slow", count=12)
+    common = label_arguments(slow, tmp_path / "out", model_folder, "--images-per-shard", 2)
+    driver = start_jobs(*common, "--workers", 1, cwd=tmp_path)
     wait_until(lambda: (tmp_path / "out" / "images" / "part-0000000.parquet").exists())
     driver.send_signal(number)
     begin = time.monotonic()
@@ -146,6 +170,71 @@ def test_a_signal_stops_a_job_that_can_go_on(
     assert time.monotonic() - begin < 15
     assert f"stopped by {number.name}; run the same command again to go on" in err
     assert pd.read_json(tmp_path / "out" / "report.json", typ="series")["state"] == "stopped"
+
+    answer = run_jobs(*common, "--workers", 2)
+    assert answer.returncode == 0, answer.stderr
+    assert "going on: " in answer.stderr
+    assert read_masks(tmp_path / "out") == label_undisturbed(slow, tmp_path / "still", model_folder, images_per_shard=2)
+
+
+def test_a_worker_that_dies_once_its_shard_is_committed(
+    cluster: object, run_jobs: RunJobs, model_folder: Path, tmp_path: Path
+) -> None:
+    """Before it could say that there is no more: the shard counts once, is not done again, and nobody is blamed."""
+    pictures = make_slow(tmp_path / "pictures", count=2)
+    common = label_arguments(pictures, tmp_path / "out", model_folder, "--workers", 1, "--images-per-shard", 1)
+    answer = run_jobs(*common, FAKE_TROUBLE="dies once committed")
+    assert answer.returncode == 0, answer.stderr
+    assert len(set(re.findall(r"committed: .*, by pid (\d+)", answer.stderr))) == 2
+    assert "2 of 2 images done" in answer.stdout
+    assert answer.stderr.count("shard 0 committed") == 1
+    assert "done again" not in answer.stderr
+
+
+@pytest.mark.parametrize("trouble", ["reads slowly", "listens slowly"])
+def test_only_an_image_hangs_by_itself(
+    cluster: object, run_jobs: RunJobs, model_folder: Path, tmp_path: Path, trouble: str
+) -> None:
+    """Neither where a worker waits for its bytes, nor where the driver is too busy to hear that it is done."""
+    pictures = make_slow(tmp_path / "pictures", count=1 if trouble == "reads slowly" else 14)
+    common = label_arguments(pictures, tmp_path / "out", model_folder, "--workers", 1, "--image-timeout", 3)
+    answer = run_jobs(*common, FAKE_TROUBLE=trouble)
+    assert answer.returncode == 0, answer.stderr
+    assert "hung" not in answer.stderr
+
+
+def test_a_shard_that_is_given_up(cluster: object, run_jobs: RunJobs, model_folder: Path, tmp_path: Path) -> None:
+    """All its workers died before they touched an image of it: the others finish, exit 1, and the same command tries again."""
+    pictures = make_slow(tmp_path / "pictures", count=3)
+    more = ("--workers", 2, "--images-per-shard", 1, "--retries", 1)
+    common = label_arguments(pictures, tmp_path / "out", model_folder, *more)
+    answer = run_jobs(*common, FAKE_TROUBLE="dies at shard one")
+    assert answer.returncode == 1, answer.stderr
+    assert "1 shards were given up; run the same command again to try them once more" in answer.stderr
+    undisturbed = label_undisturbed(pictures, tmp_path / "still", model_folder, images_per_shard=1)
+    assert read_masks(tmp_path / "out") == {name: part for name, part in undisturbed.items() if "0001" not in name}
+    assert run_jobs(*common).returncode == 0
+    assert read_masks(tmp_path / "out") == undisturbed
+
+
+def kill_one(
+    *, in_work: list[int], hung_image: int | None = None, is_machine_gone: bool = False
+) -> tuple[ShardLedger, Assignment | None]:
+    """A worker that had shard 0 is dead. Gives the ledger and how the shard is handed out again."""
+    ledger = ShardLedger([0], retries=0)
+    task = Task(Assignment(0), events=None, in_work=in_work, hung_image=hung_image)
+    charge_death(task, ledger=ledger, name="a worker", is_machine_gone=lambda: is_machine_gone)
+    return ledger, ledger.take()
+
+
+def test_a_machine_that_is_gone_answers_before_its_images() -> None:
+    """Also where one of them seemed to hang, for it fell silent; and an image that was done when it was killed did not."""
+    assert kill_one(in_work=[3], hung_image=3, is_machine_gone=True)[1] == Assignment(0)
+    assert kill_one(in_work=[4], hung_image=3)[1] == Assignment(0)
+    _, hung = kill_one(in_work=[3, 4], hung_image=3)
+    assert hung is not None
+    assert (hung.careful, {number: error.kind for number, error in hung.verdicts.items()}) == (True, {3: "timeout"})
+    assert kill_one(in_work=[])[0].given_up == [0]
 
 
 def test_a_bug_in_every_image_is_exit_1(cluster: object, run_jobs: RunJobs, model_folder: Path, tmp_path: Path) -> None:

@@ -73,7 +73,19 @@ def test_shards_made_again_count_until_they_are(label_here: LabelHere) -> None:
     assert progress["counted"]["num_images"] == tallies[1].num_images
     watch.count_shard(ShardCommitted(0, tallies[0], 0))
     assert watch.tally.num_images == 12
-    watch.drop_shard(1)
-    watch.count_shard(ShardCommitted(1, tallies[1], 0))
+
+
+def test_a_shard_counts_once(label_here: LabelHere) -> None:
+    """Whoever tells of it again; one that two workers wrote does not count while it is made again."""
+    output = str(label_here(images_per_shard=6))
+    record = read_run(output)
+    assert record is not None
+    watch = Watch(output, record=record, before=Tally())
+    for shard in (0, 1, 0):
+        watch.drop_shard(shard)
+        watch.count_shard(ShardCommitted(shard, tally_shard(output, shard), 0))
+    assert watch.tally.num_images == 12
     watch.forget_shard(1)
+    assert watch.tally.num_images == 6
+    watch.count_shard(ShardCommitted(1, tally_shard(output, 1), 0))
     assert watch.tally.num_images == 12

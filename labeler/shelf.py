@@ -19,7 +19,7 @@ from labeler.images import IMAGE_EXTENSIONS, decode_image
 from labeler.types import Image
 
 MAX_LISTED = 5000
-"""Photos of a folder that are offered; the rest of a larger one is not looked at."""
+"""Photos of a folder that are offered; the rest of a larger one is not looked at, which the page says."""
 
 MAX_DROPPED_BYTES = 256 << 20
 
@@ -61,10 +61,10 @@ class Shelf:
             raise OptionsError(f"--images {folder} is not a folder")
 
     def list_names(self) -> list[str]:
-        """The photos of the folder, by name, in the order of their names."""
+        """The photos of the folder, by name, in the order of their names; hidden files are none."""
         names = []
         for name in self._iterate_names():
-            if PurePosixPath(name).suffix.lower() in IMAGE_EXTENSIONS:
+            if _is_photo(name):
                 names.append(storage.encode_name(name))
             if len(names) == MAX_LISTED:
                 break
@@ -78,7 +78,7 @@ class Shelf:
         """
         missing = ImageError("missing", f"{name!r} is no photo of the folder")
         decoded = storage.decode_name(name)
-        if self._folder is None or PurePosixPath(decoded).suffix.lower() not in IMAGE_EXTENSIONS:
+        if self._folder is None or not _is_photo(decoded):
             raise missing
         if self._root is None:
             if name not in self.list_names():
@@ -141,6 +141,12 @@ class Shelf:
                 name = Path(folder, file).relative_to(self._root).as_posix()
                 if _find_inside(self._root, name) is not None:
                     yield name
+
+
+def _is_photo(name: str) -> bool:
+    """Whether a job would take it for one: by its extension, and nothing hidden."""
+    path = PurePosixPath(name)
+    return path.suffix.lower() in IMAGE_EXTENSIONS and not any(part.startswith(".") for part in path.parts)
 
 
 def _find_inside(root: Path, name: str) -> Path | None:

@@ -25,6 +25,8 @@ def folder(tmp_path: Path) -> Path:
     write_photo(folder / "a.png")
     write_photo(folder / "below" / "50% é.png")
     (folder / "notes.txt").write_text("no photo")
+    for hidden in (".hidden.png", "._a.png", ".thumbnails/a.png"):
+        write_photo(folder / hidden)
     (folder / "out.png").symlink_to(tmp_path / "secret" / "private.png")
     (folder / "outside").symlink_to(tmp_path / "secret")
     (folder / "inside.png").symlink_to(folder / "a.png")
@@ -34,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_photos_are_listed_and_opened_by_name(folder: Path) -> None:
-    """Those of the folder and below; a link only where it stays inside."""
+    """Those of the folder and below that a job would take, so nothing hidden; a link only where it stays inside."""
     shelf = Shelf(str(folder), max_pixels=100)
     assert shelf.list_names() == ["a.png", "below/50%25 é.png", "inside.png"]
     assert shelf.find("below/50%25 é.png").name == "below/50% é.png"
@@ -53,6 +55,8 @@ def test_photos_are_listed_and_opened_by_name(folder: Path) -> None:
         "ABSOLUTE/secret/private.png",
         "file://ABSOLUTE/secret/private.png",
         "notes.txt",
+        ".hidden.png",
+        ".thumbnails/a.png",
         "../photos",
         "below",
         "nowhere.png",

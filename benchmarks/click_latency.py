@@ -6,7 +6,6 @@
 import argparse
 import statistics
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ import numpy as np
 import labeler
 from labeler.images import decode_image
 from labeler.scene import make_scene
-from labeler.session import Asked, Clicks, Desk
+from labeler.session import Asked, Desk
 from labeler.types import Image
 
 NUM_CLICKS = 20
@@ -51,15 +50,15 @@ def read_photo(path: Path | None) -> Image:
 
 
 def click(desk: Desk, image: Image, points: list[tuple[float, float]]) -> float:
-    """Seconds from a click event to what is sent back: the model's answers, and the scene with the mask drawn."""
+    """Seconds from the last click's event to what is sent back: the model's answers, and the scene with the mask drawn."""
     height, width = image.hw
-    clicks = Clicks()
+    asked = Asked()
     for x, y in points:
-        clicks = clicks.add_point((min(x, width), min(y, height)), is_inside=True)
-    start = time.perf_counter()
-    asked = desk.ask(replace(Asked(), steps=(Clicks(), clicks)), key="photo", image=image)
+        asked = asked.add(asked.clicks.add_point((min(x, width), min(y, height)), is_inside=True))
+        start = time.perf_counter()
+        asked = desk.ask(asked, key="photo", image=image)
     masks = [] if asked.mask is None else [asked.mask.runs(0)]
-    make_scene(image, photo_id="photo", has_photo=True, masks=masks, colors=[0], clicks=clicks)
+    make_scene(image, photo_id="photo", has_photo=True, masks=masks, colors=[0], clicks=asked.clicks)
     return time.perf_counter() - start
 
 

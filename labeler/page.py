@@ -20,9 +20,10 @@ from labeler.errors import ImageError, LabelerError
 from labeler.options import MaskOptions
 from labeler.scene import make_empty_scene, make_scene
 from labeler.session import Asked, Desk
-from labeler.shelf import Photo, Shelf
+from labeler.shelf import MAX_LISTED, Photo, Shelf
 from labeler.types import Image, MaskSet
 from labeler.widgets import (
+    LOOK_AGAIN,
     MODE_INFO,
     MODES,
     Mode,
@@ -32,6 +33,7 @@ from labeler.widgets import (
     list_figures,
     listen,
     make_blocks,
+    make_hint,
     make_stage,
     make_tip,
     read_asset,
@@ -63,13 +65,20 @@ class View:
         photo: the open one.
         has_photo: whether its picture was sent.
         asked: what was clicked, and the answers.
-        found: the masks of "everything", where those are shown instead.
+        found: the masks of "everything", the last that were found.
+        found_after: what had been clicked then: until more is, they are shown.
     """
 
     photo: Photo | None = None
     has_photo: bool = False
     asked: Asked = field(default_factory=Asked)
     found: MaskSet | None = None
+    found_after: Asked | None = None
+
+    @property
+    def everything(self) -> MaskSet | None:
+        """The masks of "everything", where those are shown; None where the answer to the clicks is."""
+        return self.found if self.asked is self.found_after else None
 
 
 class ClickPage:
@@ -98,22 +107,23 @@ class ClickPage:
                     gr.Button("Choose a file ...", size="sm", min_width=90, elem_id="choose-file")
                     with gr.Tab("Click"):
                         mode = gr.Radio(list(MODES), value="Add", label="A click", info=MODE_INFO, elem_id="mode")
-                        answers = gr.Radio([], label="Which did you mean?", visible=False, elem_id="answers")
-                        with gr.Row():
-                            undo = gr.Button("Undo", size="md", min_width=90, elem_id="undo")
-                            clear = gr.Button("Clear", size="md", min_width=90, elem_id="clear")
                     with gr.Tab("Everything"):
                         sliders = self._build_sliders()
                         find = gr.Button("Find everything", variant="primary", size="md", min_width=90, elem_id="find")
+                    answers = gr.Radio([], label="Which did you mean?", visible=False, elem_id="answers")
+                    with gr.Row():
+                        undo = gr.Button("Undo", size="md", min_width=90, elem_id="undo")
+                        clear = gr.Button("Clear", size="md", min_width=90, elem_id="clear")
                     with gr.Row():
                         png = gr.Button("Save PNG", size="sm", min_width=90, elem_id="save-png")
                         coco = gr.Button("Save COCO", size="sm", min_width=90, elem_id="save-coco")
+                    make_hint("Keys: Ctrl+Z undoes; a click with Shift removes.")
             saver = gr.HTML(html_template="<div></div>", js_on_load=read_asset("saver.js"), visible="hidden")
             shown = [view, stage, status, answers]
             listen(page.load, self._start, [view], [names, *shown])
             listen(names.select, self._choose, [names], shown)
-            listen(stage.dropped, self._drop, [], shown)
-            listen(stage.refused, self._refuse, [], shown)
+            listen(stage.dropped, self._drop, [], [names, *shown])
+            listen(stage.refused, self._refuse, [], [names, *shown])
             listen(stage.clicked, self._click, [view, mode], shown)
             listen(stage.boxed, self._drag, [view], shown)
             listen(answers.input, self._pick, [view, answers], shown)
@@ -121,7 +131,9 @@ class ClickPage:
             listen(stage.undone, self._undo, [view], shown)
             listen(clear.click, self._clear, [view], shown)
             more = {"concurrency_id": "everything", "trigger_mode": "once", "show_progress": "full"}
-            listen(find.click, self._find_all, [view, *sliders], shown, show_progress_on=status, **more)
+            found = gr.State(None)
+            finding = listen(find.click, self._find_all, [view, *sliders], [found, status], show_progress_on=status, **more)
+            listen(finding.then, self._show_found, [view, found], [found, *shown])
             listen(png.click, partial(self._save, kind="png"), [view], [saver, status])
             listen(coco.click, partial(self._save, kind="coco"), [view], [saver, status])
         return page
@@ -141,18 +153,20 @@ class ClickPage:
 
     def _start(self, view: View) -> tuple[Any, ...]:
         names = self._shelf.list_names()
+        label = f"Photo (the first {len(names):,} of the folder)" if len(names) == MAX_LISTED else "Photo"
         if not names:
             return gr.Dropdown(visible=False), view, make_empty_scene("", can_drop=True), "", gr.Radio(visible=False)
-        return gr.Dropdown(names, visible=True, value=names[0]), *self._choose(names[0])
+        return gr.Dropdown(names, label=label, visible=True, value=names[0]), *self._choose(names[0])
 
     def _choose(self, name: str) -> tuple[Any, ...]:
         return self._open(lambda: self._shelf.find(str(name)))
 
     def _drop(self, data: gr.EventData) -> tuple[Any, ...]:
-        return self._open(lambda: self._shelf.find_dropped(str(data.token), name=str(data.name)))
+        opened = self._open(lambda: self._shelf.find_dropped(str(data.token), name=str(data.name)))
+        return gr.Dropdown(value=None), *opened  # None of the list is shown.
 
     def _refuse(self, data: gr.EventData) -> tuple[Any, ...]:
-        return self._fail(f"{data.name}: {data.reason}")
+        return gr.Dropdown(value=None), *self._fail(f"{data.name}: {data.reason}")
 
     def _open(self, find: Callable[[], Photo]) -> tuple[Any, ...]:
         try:
@@ -171,14 +185,16 @@ class ClickPage:
         scene = make_empty_scene(words, failed=True, can_drop=True)
         return View(), scene, say_error(words), gr.Radio(visible=False)
 
-    def _show(self, view: View) -> tuple[Any, ...]:
+    def _show(self, view: View, *, error: str = "") -> tuple[Any, ...]:
         """The view as it stands, for the stage and what is beside it."""
+        try:
+            image = self._read(view)
+        except LabelerError as fault:
+            return self._fail(describe_error(fault))
         assert view.photo is not None
-        image = self._read(view)
         common: dict[str, Any] = {"photo_id": view.photo.key, "has_photo": view.has_photo, "can_drop": True}
-        choice = gr.Radio(visible=False) if view.found is not None else show_answers(view.asked)
-        if view.found is not None:
-            masks = view.found
+        masks = view.everything
+        if masks is not None:
             scene = make_scene(
                 image,
                 masks=[masks.runs(i) for i in range(len(masks))],
@@ -193,53 +209,73 @@ class ClickPage:
             masks_shown = [] if mask is None else [mask.runs(0)]
             scene = make_scene(image, masks=masks_shown, colors=[0], clicks=view.asked.clicks, **common)
             status = _describe_answer(view, image)
-        return replace(view, has_photo=True), scene, status, choice
+        choice = gr.Radio(visible=False) if masks is not None else show_answers(view.asked)
+        return replace(view, has_photo=True), scene, say_error(error) if error else status, choice
 
-    def _ask(self, view: View, change: Callable[[Asked, Image], Asked]) -> tuple[Any, ...]:
+    def _ask(self, view: View, data: gr.EventData, change: Callable[[Asked, Image], Asked]) -> tuple[Any, ...]:
+        """What comes of a click, if it was on the photo that is open: a tab may show one that the server has left."""
+        if view.photo is not None and getattr(data, "photo_id", None) != view.photo.key:
+            return self._show(replace(view, has_photo=False), error=LOOK_AGAIN)
         try:
             image = self._read(view)
-            changed = change(view.asked, image)
             assert view.photo is not None
-            answered = self._desk.ask(changed, key=view.photo.key, image=image)
-            return self._show(replace(view, asked=answered, found=None))
+            answered = self._desk.ask(change(view.asked, image), key=view.photo.key, image=image)
+            return self._show(replace(view, asked=answered))
         except LabelerError as error:
-            return view, gr.skip(), say_error(describe_error(error)), gr.skip()
+            return self._show(view, error=describe_error(error))
 
     def _click(self, view: View, mode: Mode, data: gr.EventData) -> tuple[Any, ...]:
-        return self._ask(view, lambda asked, image: click(asked, data, image=image, mode=mode))
+        return self._ask(view, data, lambda asked, image: click(asked, data, image=image, mode=mode))
 
     def _drag(self, view: View, data: gr.EventData) -> tuple[Any, ...]:
-        return self._ask(view, lambda asked, image: drag(asked, data, image=image))
+        return self._ask(view, data, lambda asked, image: drag(asked, data, image=image))
 
     def _undo(self, view: View) -> tuple[Any, ...]:
-        return self._ask(view, lambda asked, _: replace(asked, steps=asked.steps[:-1] or asked.steps))
+        if view.everything is not None:
+            return self._show(replace(view, found=None, found_after=None))
+        return self._show(replace(view, asked=view.asked.undone))
 
     def _clear(self, view: View) -> tuple[Any, ...]:
-        return self._ask(view, lambda _, __: Asked())
+        return self._show(replace(view, asked=Asked(), found=None, found_after=None))
 
     def _pick(self, view: View, number: int) -> tuple[Any, ...]:
         return self._show(replace(view, asked=replace(view.asked, chosen=int(number))))
 
     def _find_all(self, view: View, *values: float) -> tuple[Any, ...]:
+        """The photo's key and its masks. It may take minutes, in which the tab goes on: what is shown is decided after."""
         options = {name: MaskOptions.model_fields[name].annotation for name in SLIDERS}
         given = {name: int(v) if options[name] is int else float(v) for name, v in zip(SLIDERS, values, strict=True)}
         try:
             found = self._desk.find_all(self._read(view), given)
         except LabelerError as error:
-            return view, gr.skip(), say_error(describe_error(error)), gr.skip()
-        return self._show(replace(view, found=found, has_photo=False))  # Another may have been opened meanwhile.
+            return None, say_error(describe_error(error))
+        assert view.photo is not None
+        return (view.photo.key, found), gr.skip()
+
+    def _show_found(self, view: View, found: tuple[str, MaskSet] | None) -> tuple[Any, ...]:
+        """What was found, if its photo is still the open one."""
+        if found is None:
+            return None, *(gr.skip() for _ in range(4))
+        if view.photo is None or view.photo.key != found[0]:
+            note = "everything was found, but in a photo that is not open any more"
+            return None, view, gr.skip(), say(note=note), gr.skip()
+        return None, *self._show(replace(view, found=found[1], found_after=view.asked))
 
     def _save(self, view: View, *, kind: Literal["png", "coco"]) -> tuple[Any, Any]:
-        masks = view.found if view.found is not None else view.asked.mask
+        everything = view.everything
+        masks = view.asked.mask if everything is None else everything
         if view.photo is None or masks is None or not len(masks):
             return gr.skip(), say_error("there is no mask to save yet")
-        stem = PurePosixPath(view.photo.name).stem
-        if kind == "png":
-            name, kind_of_file, data = f"{stem}_mask.png", "image/png", masks_to_png(masks, one=view.found is None)
-        else:
+        stem, note = PurePosixPath(view.photo.name).stem, ""
+        if kind == "coco":
             name, kind_of_file, data = f"{stem}_coco.json", "application/json", masks_to_coco(masks, file_name=view.photo.name)
+        elif everything is None:
+            name, kind_of_file, data = f"{stem}_mask.png", "image/png", masks_to_png(masks, one=True)
+        else:
+            name, kind_of_file, data = f"{stem}_ids.png", "image/png", masks_to_png(masks, one=False)
+            note = "each pixel holds the number of its mask, which looks black in a viewer"
         text = base64.b64encode(data).decode("ascii")
-        return {"name": name, "type": kind_of_file, "data": text, "turn": next(_turns)}, say(("saved", name))
+        return {"name": name, "type": kind_of_file, "data": text, "turn": next(_turns)}, say(("saved", name), note=note)
 
 
 def _describe_mask(masks: MaskSet, i: int) -> str:

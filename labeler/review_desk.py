@@ -15,7 +15,7 @@ import numpy as np
 from labeler import rle, tables
 from labeler.errors import OptionsError
 from labeler.reviews import Decision, MaskKey, ReviewedMask, Row, Verdict, new_drawn_id, read_reviews, write_decision
-from labeler.runs import Run, iterate_rows
+from labeler.runs import Run, iterate_images, iterate_rows
 from labeler.types import MaskSet, UInt32
 
 Order = Literal["as in the run", "most masks", "fewest masks", "lowest score", "failures first"]
@@ -59,18 +59,22 @@ class ReviewDesk:
         self._read_shard = lru_cache(maxsize=_KEPT_SHARDS)(self._read_shard_anew)
 
     def sort(self, order: Order) -> list[int]:
-        """The places of all images in an order; equal ones as in the run."""
-        rows = [image.row for image in self.images]
+        """The places of all images in an order, after the review; equal ones as in the run."""
+        images = self.images
         if order == "most masks":
-            return sorted(range(len(rows)), key=lambda i: -rows[i]["num_masks"])
+            return sorted(range(len(images)), key=lambda i: -self.count_masks(images[i]))
         if order == "fewest masks":
-            return sorted(range(len(rows)), key=lambda i: (rows[i]["status"] != "ok", rows[i]["num_masks"]))
+            return sorted(range(len(images)), key=lambda i: (images[i].row["status"] != "ok", self.count_masks(images[i])))
         if order == "failures first":
-            return sorted(range(len(rows)), key=lambda i: rows[i]["status"] == "ok")
+            return sorted(range(len(images)), key=lambda i: images[i].row["status"] == "ok")
         if order == "lowest score":
             means = self._measure_scores()
-            return sorted(range(len(rows)), key=lambda i: means.get(rows[i]["image_id"], np.inf))
-        return list(range(len(rows)))
+            return sorted(range(len(images)), key=lambda i: means.get(images[i].row["image_id"], np.inf))
+        return list(range(len(images)))
+
+    def count_masks(self, image: RunImage) -> int:
+        """How many masks an image has after the review, as far as it is known."""
+        return int(image.row["num_masks"]) + self._reviews.num_added.get(image.row["image_id"], 0)
 
     def list_masks(self, image: RunImage) -> list[ReviewedMask]:
         """The masks of an image as they stand, those that are rejected too. Others' new decisions are read first."""
@@ -82,14 +86,22 @@ class ReviewDesk:
         """What holds of a mask, where anything was decided."""
         return self._reviews.standing.get(key)
 
-    def toggle(self, image: RunImage, mask: ReviewedMask) -> Decision:
-        """Reject a mask, or take one back that is rejected."""
+    def toggle(self, image: RunImage, mask: ReviewedMask) -> tuple[Decision, Decision | None] | None:
+        """Reject a mask, or take one back that was shown as rejected.
+
+        Returns:
+            The decision and what held before; None where others decided the same since the mask was shown.
+        """
+        self._refresh()
         before = self.find_decision(mask.key)
+        is_rejected = before is not None and before.verdict == "reject"
+        if is_rejected != (mask.verdict == "reject"):
+            return None
         changed = None if before is None else before.mask
         verdict: Verdict = "reject"
-        if mask.verdict == "reject":
-            verdict = "restore" if changed is None else "draw" if isinstance(mask.key[1], str) else "refine"
-        return self._decide(Decision(key=mask.key, verdict=verdict, file_name=image.row["file_name"], mask=changed))
+        if is_rejected:
+            verdict = "restore" if changed is None else "draw" if mask.is_drawn else "refine"
+        return self._decide(Decision(key=mask.key, verdict=verdict, file_name=image.row["file_name"], mask=changed)), before
 
     def put(self, image: RunImage, mask: MaskSet, *, key: MaskKey | None) -> Decision:
         """Put one mask in the place of another, or add it where ``key`` is None."""
@@ -137,16 +149,17 @@ class ReviewDesk:
         return rows
 
     def _measure_scores(self) -> dict[int, float]:
-        """The mean predicted IoU of each image's masks, as the run made them."""
-        sums: dict[int, list[float]] = {}
-        for row in iterate_rows(self.run, table="masks", columns=("image_id", "predicted_iou")):
-            sums.setdefault(row["image_id"], []).append(row["predicted_iou"])
-        return {image_id: float(np.mean(scores)) for image_id, scores in sums.items()}
+        """The mean predicted IoU of each image's masks after the review."""
+        run, means = replace(self.run, reviews=self._reviews), {}
+        for row, masks in iterate_images(run, columns=("image_id",), mask_columns=("image_id", "predicted_iou")):
+            if masks:
+                means[row["image_id"]] = float(np.mean([mask["predicted_iou"] for mask in masks]))
+        return means
 
 
-def find_mask(masks: Sequence[ReviewedMask], xy: tuple[float, float]) -> ReviewedMask | None:
-    """The smallest mask at a point of the image; one that is rejected only where no other is."""
-    hit = [mask for mask in masks if _holds(mask.row, xy)]
+def find_mask(masks: Sequence[ReviewedMask], xy: tuple[float, float], *, only_rejected: bool = False) -> ReviewedMask | None:
+    """The smallest mask at a point of the image; one that is rejected only where no other is, or where it is asked for."""
+    hit = [mask for mask in masks if (mask.verdict == "reject" or not only_rejected) and _holds(mask.row, xy)]
     return min(hit, key=lambda mask: (mask.verdict == "reject", mask.row["area"]), default=None)
 
 

@@ -15,10 +15,11 @@ from labeler.review_desk import ORDERS, Order, ReviewDesk, RunImage, find_mask, 
 from labeler.reviews import Decision, MaskKey, ReviewedMask
 from labeler.runs import read_photo
 from labeler.scene import Scene, make_empty_scene, make_scene
-from labeler.session import Asked, Desk
+from labeler.session import Asked, Clicks, Desk
 from labeler.storage import decode_name
 from labeler.types import Image
 from labeler.widgets import (
+    LOOK_AGAIN,
     MODE_INFO,
     MODES,
     Mode,
@@ -28,6 +29,7 @@ from labeler.widgets import (
     list_figures,
     listen,
     make_blocks,
+    make_hint,
     make_stage,
     make_tip,
     read_point,
@@ -38,8 +40,14 @@ from labeler.widgets import (
 
 Doing = Literal["Reject", "Refine", "Draw"]
 
+Seen = tuple[ReviewedMask, ...] | None
+"""The masks that a scene showed; None where it was the one that is being made."""
+
 MAX_NAMES = 1000
 """Images in the list to choose from, around the one that is shown; the buttons reach all."""
+
+MAX_SEEN = 8
+"""Scenes of one image that are remembered: as many clicks may be on their way at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +57,8 @@ class RunView:
     Attributes:
         order: the places of the run's images, as they are gone through; ``position`` is where.
         pictured: the image whose picture was sent.
+        seen: what the tab's last scenes of it showed, by their version. A click means what the person saw, not what
+            others made of it since.
         doing: what a click does.
         target: the mask that is being refined.
         asked: what was clicked to refine or draw, and the answers.
@@ -58,6 +68,7 @@ class RunView:
     order: tuple[int, ...]
     position: int = 0
     pictured: int | None = None
+    seen: tuple[tuple[str, Seen], ...] = ()
     doing: Doing = "Reject"
     target: MaskKey | None = None
     asked: Asked = field(default_factory=Asked)
@@ -108,7 +119,8 @@ class ReviewPage:
                             elem_id="save",
                         )
                     tally = gr.HTML(elem_classes="status", elem_id="tally")
-            shown = [view, stage, status, names, answers, mode, save, tally]
+                    make_hint("Keys: ← and → lead to the previous and the next image, Ctrl+Z undoes.")
+            shown = [view, stage, status, names, doing, answers, mode, save, tally]
             listen(page.load, self._show, [view], shown)
             listen(order.select, self._sort, [view, order], shown)
             listen(names.select, self._choose, [view, names], shown)
@@ -133,7 +145,10 @@ class ReviewPage:
         return self._desk.open(str(image.row["image_id"]), lambda: read_photo(image.row, self._review.run))
 
     def _sort(self, view: RunView, order: Order) -> tuple[Any, ...]:
-        return self._show(_leave(replace(view, order=tuple(self._review.sort(order)), position=0)))
+        try:
+            return self._show(_leave(replace(view, order=tuple(self._review.sort(order)), position=0)))
+        except LabelerError as error:
+            return self._show(view, error=describe_error(error))
 
     def _choose(self, view: RunView, position: int) -> tuple[Any, ...]:
         return self._show(_leave(replace(view, position=min(max(int(position), 0), len(view.order) - 1))))
@@ -148,29 +163,40 @@ class ReviewPage:
         return self._show(replace(_leave(view), doing=doing if self._desk.predictor is not None else "Reject"))
 
     def _click(self, view: RunView, mode: Mode, data: gr.EventData) -> tuple[Any, ...]:
-        image = self._get_image(view)
+        image, seen = self._get_image(view), dict(view.seen)
+        version = str(getattr(data, "version", None))
         try:
             photo = self._read(image)
-            if view.doing == "Draw" or view.target is not None:
+            if version in seen and (view.doing == "Draw" or view.target is not None):
                 return self._ask(view, click(view.asked, data, image=photo, mode=mode))
-            mask = find_mask(self._review.list_masks(image), read_point(data, photo))
+            masks = seen.get(version)
+            if masks is None:
+                return self._look_again(view)
+            takes_back = view.doing == "Reject" and bool(getattr(data, "outside", False))
+            mask = find_mask(masks, read_point(data, photo), only_rejected=takes_back)
             if mask is None:
-                return self._show(view, note="there is no mask")
+                return self._show(view, note="there is no rejected mask" if takes_back else "there is no mask")
             if view.doing == "Refine":
-                return self._show(replace(view, target=mask.key, asked=Asked(refined=row_to_runs(mask.row))))
-            before = self._review.find_decision(mask.key)
-            decision = self._review.toggle(image, mask)
-            return self._show(replace(view, decided=(*view.decided, (view.order[view.position], decision, before))))
+                return self._show(replace(view, target=mask.key, asked=_begin(mask)))
+            decided = self._review.toggle(image, mask)
+            if decided is None:
+                return self._show(view, note="that was done already, here or in another tab")
+            return self._show(replace(view, decided=(*view.decided, (view.order[view.position], *decided))))
         except LabelerError as error:
             return self._show(view, error=describe_error(error))
 
     def _drag(self, view: RunView, data: gr.EventData) -> tuple[Any, ...]:
+        if getattr(data, "version", None) not in dict(view.seen):
+            return self._look_again(view)
         if view.doing != "Draw" and view.target is None:
             return self._show(view)
         try:
             return self._ask(view, drag(view.asked, data, image=self._read(self._get_image(view))))
         except LabelerError as error:
             return self._show(view, error=describe_error(error))
+
+    def _look_again(self, view: RunView) -> tuple[Any, ...]:
+        return self._show(replace(view, pictured=None), error=LOOK_AGAIN)
 
     def _ask(self, view: RunView, asked: Asked) -> tuple[Any, ...]:
         image = self._get_image(view)
@@ -183,8 +209,8 @@ class ReviewPage:
     def _undo(self, view: RunView) -> tuple[Any, ...]:
         """The last click that is not saved yet; where there is none, the last decision of this tab."""
         try:
-            if len(view.asked.steps) > 1:
-                return self._ask(view, replace(view.asked, steps=view.asked.steps[:-1]))
+            if view.asked.before is not None:
+                return self._show(replace(view, asked=view.asked.undone))
             if view.target is not None:
                 return self._show(_leave(view))
             if not view.decided:
@@ -211,43 +237,49 @@ class ReviewPage:
         """The view as it stands: for the stage, the line above it, and what is beside it."""
         image = self._get_image(view)
         try:
-            scene, words = self._make_scene(view, image)
-            view = replace(view, pictured=image.place)
+            scene, words, masks = self._make_scene(view, image)
+            seen = view.seen if view.pictured == image.place else ()
+            view = replace(view, pictured=image.place, seen=(*seen, (scene["version"], masks))[-MAX_SEEN:])
         except LabelerError as fault:
-            scene, words = make_empty_scene(describe_error(fault), failed=True), say(note=_name(image))
-            view = replace(view, pictured=None)
+            scene, words = make_empty_scene(describe_error(fault), failed=True, can_turn=True), say(note=_name(image))
+            view = replace(view, pictured=None, seen=())
         if note or error:
             words = say_error(error) if error else say(note=note)
         first = max(0, min(view.position - MAX_NAMES // 2, len(view.order) - MAX_NAMES))
         listed = range(first, min(first + MAX_NAMES, len(view.order)))
-        choices = [(f"{i + 1}  {_describe_image(self._review.images[view.order[i]])}", i) for i in listed]
+        choices = [(f"{i + 1}  {self._describe_image(self._review.images[view.order[i]])}", i) for i in listed]
         tally = [(what, number) for what, number in self._review.count().items()]
         return (
             view,
             scene,
             words,
             gr.Dropdown(choices, value=view.position),
+            gr.Radio(value=view.doing),
             show_answers(view.asked),
             gr.Radio(visible=view.doing == "Draw" or view.target is not None),
             gr.Button(interactive=view.asked.mask is not None),
             say(*tally, note="in the whole run"),
         )
 
-    def _make_scene(self, view: RunView, image: RunImage) -> tuple[Scene, str]:
+    def _describe_image(self, image: RunImage) -> str:
+        found = f"{self._review.count_masks(image)} masks" if image.row["status"] == "ok" else image.row["error_kind"]
+        return f"{_name(image)} · {found}"
+
+    def _make_scene(self, view: RunView, image: RunImage) -> tuple[Scene, str, Seen]:
         photo = self._read(image)
         if view.doing != "Reject":
             self._desk.prepare(str(image.row["image_id"]), photo)
         masks = self._review.list_masks(image)
         is_asking = view.target is not None or not view.asked.clicks.is_empty or view.asked.clicks.corner_xy is not None
-        common: dict[str, Any] = {"photo_id": str(image.place), "has_photo": view.pictured == image.place}
+        common: dict[str, Any] = {"photo_id": str(image.place), "has_photo": view.pictured == image.place, "can_turn": True}
         if is_asking:
             new, old = view.asked.mask, view.asked.refined
             runs = ([] if old is None else [old]) + ([] if new is None else [new.runs(0)])
             colors = [CHOSEN if new is None else REJECTED][: old is not None] + [CHOSEN][: new is not None]
             scene = make_scene(photo, masks=runs, colors=colors, clicks=view.asked.clicks, **common)
             if new is None:
-                return scene, say(note="click what belongs to it, or what does not; then save")
-            return scene, say(*list_figures(new), note="not saved yet")
+                return scene, say(note="click what belongs to it, or what does not; then save"), None
+            return scene, say(*list_figures(new), note="not saved yet"), None
         scene = make_scene(
             photo,
             masks=[row_to_runs(mask.row) for mask in masks],
@@ -257,13 +289,14 @@ class ReviewPage:
             **common,
         )
         num_kept = sum(mask.verdict != "reject" for mask in masks)
-        figures = [("masks", num_kept), ("rejected", len(masks) - num_kept), ("size", f"{photo.hw[1]} x {photo.hw[0]}")]
-        return scene, say(*figures, note=_name(image))
+        num_rejected = sum(mask.verdict == "reject" and not mask.is_drawn for mask in masks)
+        figures = [("masks", num_kept), ("rejected", num_rejected), ("size", f"{photo.hw[1]} x {photo.hw[0]}")]
+        return scene, say(*figures, note=_name(image)), tuple(masks)
 
 
 _DOING_INFO = {
-    False: "on a mask rejects it; once more takes it back.",
-    True: "rejects a mask (once more takes it back), chooses one to refine, or draws a new one.",
+    False: "on a mask rejects it; Shift or the right button takes a rejected one back.",
+    True: "rejects a mask (Shift or the right button takes it back), chooses one to refine, or draws a new one.",
 }
 
 
@@ -272,13 +305,15 @@ def _leave(view: RunView) -> RunView:
     return replace(view, target=None, asked=Asked())
 
 
+def _begin(mask: ReviewedMask) -> Asked:
+    """To mend a mask: the point that found it is asked along, so that a click beside it adds instead of moving it there."""
+    x, y = mask.row["point_coords"][0]
+    clicks = Clicks().add_point((x, y), is_inside=True) if find_mask([mask], (x, y)) is not None else Clicks()
+    return Asked(clicks, refined=row_to_runs(mask.row))
+
+
 def _name(image: RunImage) -> str:
     return decode_name(image.row["file_name"]).encode("utf-8", "replace").decode()
-
-
-def _describe_image(image: RunImage) -> str:
-    found = f"{image.row['num_masks']} masks" if image.row["status"] == "ok" else image.row["error_kind"]
-    return f"{_name(image)} · {found}"
 
 
 def _describe_mask(mask: ReviewedMask) -> str:

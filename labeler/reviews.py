@@ -89,6 +89,11 @@ class ReviewedMask:
     row: Row
     verdict: Verdict | None
 
+    @property
+    def is_drawn(self) -> bool:
+        """Whether the run did not find it."""
+        return isinstance(self.key[1], str)
+
 
 @dataclass(frozen=True)
 class Reviews:
@@ -109,6 +114,14 @@ class Reviews:
             if isinstance(decision.key[1], str):
                 drawn.setdefault(decision.key[0], {}).setdefault(decision.key[1])
         return {image_id: tuple(ids) for image_id, ids in drawn.items()}
+
+    @cached_property
+    def num_added(self) -> Mapping[int, int]:
+        """How many masks more each image has than the run found; less than 0 where some are rejected."""
+        added: Counter[int] = Counter()
+        for decision in self.standing.values():
+            added[decision.key[0]] += int(decision.is_drawn) - int(decision.verdict == "reject")
+        return added
 
     def apply(self, rows: Sequence[Row], *, image_id: int) -> list[Row]:
         """An image's rows of the masks table, all of them and with ``mask_id``, as they are after the review."""

@@ -6,6 +6,7 @@ pictures are data URLs, so nothing has to be fetched, and at most ``SIDE_PX`` a 
 
 import base64
 import itertools
+import secrets
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ SIDE_PX = 1280
 
 Scene = dict[str, Any]
 
+_START = secrets.token_hex(6)
 _versions = itertools.count(1)
 
 
@@ -34,6 +36,7 @@ def make_scene(
     clicks: Clicks | None = None,
     can_click: bool = True,
     can_drop: bool = False,
+    can_turn: bool = False,
 ) -> Scene:
     """A photo with masks.
 
@@ -45,6 +48,7 @@ def make_scene(
         clicks: what was clicked.
         can_click: boxes may be dragged.
         can_drop: another photo may be dropped on it.
+        can_turn: the arrow keys lead to other photos.
     """
     picture_hw = _fit(image.hw)
     scene: Scene = {
@@ -59,7 +63,8 @@ def make_scene(
         "corner": None,
         "can_box": can_click,
         "can_drop": can_drop,
-        "version": next(_versions),
+        "can_turn": can_turn,
+        "version": _make_version(),
     }
     if clicks is not None:
         scene["points"] = [[*xy, label] for xy, label in zip(clicks.points_xy, clicks.labels, strict=True)]
@@ -74,9 +79,20 @@ def make_scene(
     return scene
 
 
-def make_empty_scene(message: str, *, failed: bool = False, can_drop: bool = False) -> Scene:
+def make_empty_scene(message: str, *, failed: bool = False, can_drop: bool = False, can_turn: bool = False) -> Scene:
     """No photo: words in its place."""
-    return {"message": message, "failed": failed, "can_drop": can_drop, "version": next(_versions)}
+    return {
+        "message": message,
+        "failed": failed,
+        "can_drop": can_drop,
+        "can_turn": can_turn,
+        "version": _make_version(),
+    }
+
+
+def _make_version() -> str:
+    """Another for each scene, also after the server was started again: a browser may still show one of before."""
+    return f"{_START}-{next(_versions)}"
 
 
 def _fit(image_hw: Size) -> Size:

@@ -44,7 +44,7 @@ HTTP_TOO_LARGE = 413
 
 _OPEN = re.compile(r"/(?:|config|theme\.css|favicon\.ico|manifest\.json|robots\.txt|(?:assets|static|svelte)/.+)")
 _JOIN = "/gradio_api/queue/join"
-_EVENTS = re.compile(r"/gradio_api/(?:queue/join|queue/data|heartbeat/[\w-]+|startup-events|cancel|reset/?)")
+_EVENTS = re.compile(r"/gradio_api/(?:queue/join|queue/data|heartbeat/[\w-]+|startup-events|app_id|cancel|reset/?)")
 
 
 def make_app(page: gr.Blocks, shelf: Shelf | None, *, host: str, max_upload_bytes: int) -> FastAPI:

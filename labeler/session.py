@@ -1,6 +1,6 @@
 """What somebody does with one photo: clicks that are added and taken back, and the masks the model answers.
 
-Must not know pages, files or runs. What a person did is a value (``Clicks``, ``Asked``), so undo is the value before.
+Must not know pages, files or runs. What a person did is a value (``Clicks``, ``Asked``), and undo is the value before.
 ``Desk`` holds the model and, for a while, what is costly to make again: decoded photos and their embeddings, so that a
 click costs one call of the decoder, whoever clicks. Safe to use from several threads.
 """
@@ -83,24 +83,40 @@ class Clicks:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What was asked about a photo step by step, and the answer to the last one.
+    """What is asked about a photo, the answer to it, and what was asked before.
 
     Attributes:
-        steps: what was asked, from nothing on; the last one holds.
+        clicks: what is asked.
         refined: the run lengths of the mask that the clicks are to mend, if any.
         answers: the model's, one mask or three.
         chosen: which of them.
+        before: the same before the last click, with the answers of then; None at the beginning.
     """
 
-    steps: tuple[Clicks, ...] = (Clicks(),)
+    clicks: Clicks = Clicks()
     refined: UInt32 | None = None
     answers: MaskSet | None = None
     chosen: int = 0
+    before: "Asked | None" = None
+
+    def add(self, clicks: Clicks) -> "Asked":
+        """One more step, which is not answered yet."""
+        return Asked(clicks=clicks, refined=self.refined, before=self)
 
     @property
-    def clicks(self) -> Clicks:
-        """What is asked now."""
-        return self.steps[-1]
+    def undone(self) -> "Asked":
+        """Without the last step, as it was; the beginning stays."""
+        return self.before or self
+
+    @property
+    def mended(self) -> UInt32 | None:
+        """The run lengths of the mask that the last click mends: the one shown when it was made. A new box asks anew."""
+        step = self
+        while step.before is not None and step.clicks.box_xyxy == step.before.clicks.box_xyxy:
+            step = step.before
+            if step.mask is not None:
+                return step.mask.runs(0)
+        return self.refined
 
     @property
     def mask(self) -> MaskSet | None:
@@ -174,9 +190,10 @@ class Desk:
         for _ in range(_NUM_WARM_CLICKS):
             clicks = clicks.add_point((1.0, 1.0), is_inside=True)
             steps.append(clicks)
+        everywhere = np.array([0, side * side], np.uint32)
         for step in steps:
-            self.ask(Asked(steps=(step,)), key="", image=photo)
-        self.ask(Asked(steps=(clicks,), refined=np.array([0, side * side], np.uint32)), key="", image=photo)
+            self.ask(Asked(step), key="", image=photo)
+            self.ask(Asked(step, refined=everywhere), key="", image=photo)
 
     def open(self, key: str, read: Callable[[], Image]) -> Image:
         """A photo by a key that is its alone; ``read`` is called where it is not held any more."""
@@ -214,18 +231,20 @@ class Desk:
         return self._embeddings.get(key, lambda: model.embed(image.pixels))
 
     def ask(self, asked: Asked, *, key: str, image: Image) -> Asked:
-        """The same with the model's answers to its last step; the most trusted one is chosen."""
-        if asked.clicks.is_empty:
+        """The same with the model's answers; the most trusted one is chosen."""
+        clicks, before, mended = asked.clicks, asked.before, asked.mended
+        if before is not None and replace(clicks, corner_xy=before.clicks.corner_xy) == before.clicks:
+            return replace(asked, answers=before.answers, chosen=before.chosen)  # Half a box asks nothing yet.
+        if clicks.is_empty:
             return replace(asked, answers=None, chosen=0)
         model, embedding = self._get_model(), self.embed(key, image)
-        clicks = asked.clicks
         prompts = Prompts(
             points_xy=np.array(clicks.points_xy, np.float64).reshape(1, -1, 2),
             labels=np.array(clicks.labels, np.int32).reshape(1, -1),
             boxes_xyxy=None if clicks.box_xyxy is None else np.array([clicks.box_xyxy], np.float64),
-            mask_logits=None if asked.refined is None else self._to_logits(asked.refined, embedding),
+            mask_logits=None if mended is None else self._to_logits(mended, embedding),
         )
-        several = clicks.is_ambiguous and asked.refined is None
+        several = clicks.is_ambiguous and mended is None
         prediction = model.predict(embedding, prompts, multimask=several)
         answers = self._trace(prediction.logits[0], prediction.predicted_iou[0], embedding, clicks)
         return replace(asked, answers=answers, chosen=int(answers.predicted_iou.argmax()) if len(answers) else 0)

@@ -6,7 +6,6 @@ is shown as HTML is taken literally.
 
 import html
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from importlib import resources
 from typing import Any, Literal
 
@@ -21,6 +20,9 @@ Mode = Literal["Add", "Remove", "Box"]
 MODES: tuple[Mode, ...] = ("Add", "Remove", "Box")
 MODE_INFO = "Shift or the right button removes; dragging always draws a box."
 
+LOOK_AGAIN = "that click was on what this page does not show any more; look again"
+"""What is said of a click that was made before the tab showed what holds, or after the server forgot the tab."""
+
 
 def make_blocks(title: str) -> Any:
     """An empty page, which tells nobody that it is there."""
@@ -33,6 +35,11 @@ def make_stage() -> gr.HTML:
     stage = gr.HTML(html_template="<div></div>", js_on_load=script, apply_default_css=False, elem_id="stage")
     listen(stage.poked, lambda: None, [], [], concurrency_id="poke")
     return stage
+
+
+def make_hint(text: str) -> None:
+    """A small line beside the stage."""
+    gr.HTML(html.escape(text), elem_classes="hint-line")
 
 
 def read_asset(name: str) -> str:
@@ -65,7 +72,10 @@ def describe_error(error: LabelerError) -> str:
 def read_point(data: gr.EventData, image: Image, *, names: tuple[str, str] = ("x", "y")) -> tuple[float, float]:
     """A point of an event, within the photo: what comes from outside may be anything."""
     height, width = image.hw
-    x, y = (float(getattr(data, name)) for name in names)
+    try:
+        x, y = (float(getattr(data, name)) for name in names)
+    except (AttributeError, TypeError, ValueError):
+        x, y = np.nan, np.nan
     if not np.isfinite([x, y]).all():
         raise ImageError("internal", "a click is a pair of numbers")
     return min(max(x, 0.0), float(width)), min(max(y, 0.0), float(height))
@@ -78,13 +88,13 @@ def click(asked: Asked, data: gr.EventData, *, image: Image, mode: Mode) -> Aske
         step = asked.clicks.click_corner(xy)
     else:
         step = asked.clicks.add_point(xy, is_inside=mode == "Add" and not getattr(data, "outside", False))
-    return replace(asked, steps=(*asked.steps, step))
+    return asked.add(step)
 
 
 def drag(asked: Asked, data: gr.EventData, *, image: Image) -> Asked:
     """What is asked after a box was dragged."""
     corners = read_point(data, image, names=("x0", "y0")), read_point(data, image, names=("x1", "y1"))
-    return replace(asked, steps=(*asked.steps, asked.clicks.set_box(*corners)))
+    return asked.add(asked.clicks.set_box(*corners))
 
 
 def show_answers(asked: Asked) -> gr.Radio:

@@ -24,10 +24,10 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 
 
 @contextlib.contextmanager
-def serve(*arguments: Any) -> Iterator[str]:
-    """The page's address, once it can be opened; the server is gone after the block."""
+def serve(*arguments: Any, port: int = 0) -> Iterator[str]:
+    """The page's address, once it can be opened; the server is gone after the block. Port 0: one that is free."""
     pytest.importorskip("gradio", reason="needs the extra serve")
-    command = [sys.executable, "-m", "labeler", "serve", "--port", "0", "--threads", "1", *map(str, arguments)]
+    command = [sys.executable, "-m", "labeler", "serve", "--port", str(port), "--threads", "1", *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryFile("w+") as errors:  # A pipe that nobody reads would stop a server that says much.
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
@@ -164,6 +164,27 @@ class Tab:
         source = self.page.locator(".stage .layer").get_attribute("src")
         with PillowImage.open(BytesIO(base64.b64decode(source.partition(",")[2]))) as picture:
             return np.asarray(picture.convert("RGBA"))[..., 3] > 0
+
+    def drop(self, path: Path) -> None:
+        """Drop a file of this machine on the stage, as the hand does."""
+        data = base64.b64encode(path.read_bytes()).decode("ascii")
+        dropped = self.page.evaluate_handle(
+            """([name, data]) => {
+              const bytes = Uint8Array.from(atob(data), (character) => character.charCodeAt(0));
+              const carried = new DataTransfer();
+              carried.items.add(new File([bytes], name));
+              return carried;
+            }""",
+            [path.name, data],
+        )
+        self.act(lambda: self.page.dispatch_event(".stage", "drop", {"dataTransfer": dropped}))
+
+    def count_events(self, seconds: float) -> int:
+        """How many events the page sends while nobody touches it."""
+        sent: list[str] = []
+        self.page.on("request", lambda request: sent.append(request.url) if "queue/join" in request.url else None)
+        self.page.wait_for_timeout(1000 * seconds)
+        return len(sent)
 
     def close(self) -> None:
         """Close it; nothing may have gone wrong in it."""

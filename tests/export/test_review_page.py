@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import page_server
@@ -22,12 +23,13 @@ PLACES = {"big": (80, 80), "small": (40, 40), "edge": (135, 105)}
 box = partial(draw_box, HW)
 
 MASKS = [box(*corners) for corners in (BIG, SMALL, EDGE)]
+CORNER = box(0, 0, 90, 90)  # Holds the point that found it, (1.5, 1.5).
 
 
 @pytest.fixture
 def run(make_run: Any) -> Path:
     """Three masks; one, of a higher score; none; one image that failed."""
-    images = [("a.png", HW, MASKS), ("b.png", HW, MASKS[:1]), ("<b>none</b>.png", HW, []), ("bad.png", None, [])]
+    images = [("a.png", HW, MASKS), ("b.png", HW, [CORNER]), ("<b>none</b>.png", HW, []), ("bad.png", None, [])]
     return make_run(images)
 
 
@@ -66,7 +68,7 @@ def equal(masks: list[np.ndarray], expected: list[np.ndarray]) -> bool:
 
 
 def test_reject_then_export_leaves_that_mask_out(open_tab: Any, run: Path) -> None:
-    """The smallest mask under the click; once more takes it back, and so does undo; the run's tables stay."""
+    """The smallest mask under the click; once more takes it back where no other lies, the right button and undo anywhere."""
     tab = open_tab()
     assert tab.says("masks 3")
     assert np.array_equal(tab.read_layer(), MASKS[0] | MASKS[1] | MASKS[2])
@@ -74,6 +76,9 @@ def test_reject_then_export_leaves_that_mask_out(open_tab: Any, run: Path) -> No
     assert tab.says("masks 2")
     assert equal(export_masks(run)["a.png"], [MASKS[0], MASKS[2]])
     assert equal(export_masks(run, "--ignore-review")["a.png"], MASKS)
+    tab.click(*PLACES["small"], button="right")
+    assert equal(export_masks(run)["a.png"], MASKS)
+    tab.act(lambda: tab.page.locator("#undo").click())
     tab.click(*PLACES["big"])
     assert equal(export_masks(run)["a.png"], [MASKS[2]])
     tab.click(*PLACES["small"])
@@ -107,6 +112,33 @@ def test_the_page_is_gone_through_in_any_order(open_tab: Any) -> None:
     assert tab.page.locator(".stage .tip").inner_text() == "mask 1\npredicted IoU 0.760\nstability 0.945\narea 400 px"
 
 
+def test_the_list_and_its_orders_heed_the_review(open_tab: Any, run: Path) -> None:
+    """Numbers and scores are those of the masks that are left."""
+    tab = open_tab()
+    for place in ("small", "edge"):
+        tab.click(*PLACES[place])
+    assert tab.page.locator("#photo-name input").input_value() == "1  a.png · 1 masks"
+    tab.click(*PLACES["big"])
+    for order, first in (("most masks", "b.png"), ("lowest score", "b.png")):
+        tab.page.locator("#order input").click()
+        tab.act(lambda order=order: tab.page.get_by_role("option", name=order).click())
+        assert tab.says(first)
+
+
+def test_the_point_that_found_a_mask_helps_to_refine_it(open_tab: Any, prototype_folder: Path) -> None:
+    """It is asked along where the mask holds it, as a mark shows."""
+    tab = open_tab("--model", prototype_folder)
+    tab.choose("doing", "Refine")
+    tab.page.locator("#mode").wait_for(state="hidden")
+    tab.click(*PLACES["edge"])
+    assert tab.page.locator(".stage .inside").count() == 0
+    tab.choose_photo("b.png")
+    tab.click(30, 30)
+    assert tab.page.locator(".stage .inside").count() == 1
+    tab.click(40, 40)
+    assert tab.page.locator(".stage .inside").count() == 2
+
+
 def test_masks_are_refined_and_drawn(open_tab: Any, run: Path, prototype_folder: Path) -> None:
     """With a model: another mask takes the place of the clicked one, a new one is added; undo takes back either."""
     tab = open_tab("--model", prototype_folder)
@@ -133,8 +165,57 @@ def test_masks_are_refined_and_drawn(open_tab: Any, run: Path, prototype_folder:
     assert np.array_equal(export_masks(run)["a.png"][3], drawn)
     tab.act(lambda: tab.page.locator("#undo").click())
     assert len(export_masks(run)["a.png"]) == 3
+    assert tab.says("rejected 0")
     tab.act(lambda: tab.page.locator("#undo").click())
     assert equal(export_masks(run)["a.png"], MASKS)
+
+
+def test_the_same_click_in_two_tabs_rejects_once(open_tab: Any, run: Path) -> None:
+    """What the second one did not see is neither taken back nor passed through to the mask that lies below."""
+    first, second = open_tab(), open_tab()
+    for place, left in (("edge", MASKS[:2]), ("small", MASKS[:1])):
+        first.click(*PLACES[place])
+        second.click(*PLACES[place])
+        assert second.says("done already")
+        assert equal(export_masks(run)["a.png"], left)
+    first.click(*PLACES["edge"])
+    second.click(*PLACES["edge"])
+    assert equal(export_masks(run)["a.png"], [MASKS[0], MASKS[2]])
+    first.page.mouse.dblclick(*first.place(*PLACES["big"]))
+    assert first.says("done already")
+    assert equal(export_masks(run)["a.png"], [MASKS[2]])
+
+
+def test_a_click_on_what_is_not_shown_any_more_decides_nothing(open_tab: Any, run: Path) -> None:
+    """Next was pressed, and the image of before clicked on while it still stood there."""
+    tab = open_tab()
+    x, y = tab.place(*PLACES["big"])
+    tab.page.locator("#next").click()
+    tab.page.mouse.click(x, y)
+    assert tab.says("look again")
+    assert not (run / "review").exists()
+    tab.click(*PLACES["big"])
+    assert equal(export_masks(run)["b.png"], [])
+
+
+def test_a_server_that_was_started_again_takes_no_click_on_what_it_did_not_show(browser: Any, run: Path) -> None:
+    """It shows anew what it would take it for, and the next click decides. A page that saw it go loads itself again."""
+    with page_server.serve("--run", run) as url:
+        tab = page_server.Tab(browser, url)
+        tab.act(lambda: tab.page.keyboard.press("ArrowRight"))
+    port = urlsplit(url).port or 0
+    with page_server.serve("--run", run, port=port):
+        tab.click(*PLACES["small"])
+        assert tab.says("look again")
+        assert not (run / "review").exists()
+        tab.click(*PLACES["small"])
+        assert equal(export_masks(run)["a.png"], [MASKS[0], MASKS[2]])
+    tab.page.mouse.click(*tab.place(*PLACES["edge"]))
+    before = tab.version
+    with page_server.serve("--run", run, port=port):
+        tab.wait_for("the page, again", before)
+        assert tab.says("rejected 1")
+    tab.page.close()  # What the browser said of the server that was gone is no fault.
 
 
 def test_two_tabs_lose_nothing(open_tab: Any, run: Path) -> None:

@@ -88,6 +88,32 @@ def test_a_box_makes_a_mask(tab: page_server.Tab) -> None:
     assert tab.page.locator(".stage .box").count() == 1
 
 
+def test_a_click_on_another_photo_than_the_open_one_does_nothing(tab: page_server.Tab) -> None:
+    """The list was used, and the picture of before was clicked on while it still stood there: one is told to look again."""
+    x, y = tab.place(120, 100)
+    tab.page.locator("#photo-name input").click()
+    tab.page.get_by_role("option", name=NASTY).first.click()
+    tab.page.mouse.click(x, y)
+    assert tab.says("look again")
+    assert tab.page.locator(".stage .inside").count() == 0
+    tab.click(136, 100)
+    assert covers_disc(tab.read_layer()[:, ::-1])
+
+
+def test_after_an_error_the_page_is_quiet(tab: page_server.Tab) -> None:
+    """It is said, the click's mark goes, and no event is sent again and again; nor by arrow keys, which do nothing here."""
+    tab.click(120, 100)
+    before = tab.read_layer()
+    frame = "document.querySelector('.stage .frame')"
+    tab.page.evaluate(f"{frame}.getBoundingClientRect = () => ({{ left: 0, top: 0, width: NaN, height: NaN }})")
+    tab.act(lambda: tab.page.locator(".stage .frame").click(position={"x": 5, "y": 5}))
+    assert tab.says("a click is a pair of numbers")
+    assert tab.page.locator(".stage .pending").count() == 0
+    assert np.array_equal(tab.read_layer(), before)
+    tab.page.keyboard.press("ArrowRight")
+    assert tab.count_events(2.5) == 0
+
+
 def test_undo_takes_it_back(tab: page_server.Tab) -> None:
     """Click by click, by the button and by Ctrl+Z, until nothing is left; once more does no harm."""
     tab.click(120, 100)
@@ -108,16 +134,20 @@ def set_slider(tab: page_server.Tab, name: str, value: float) -> None:
     field.press("Tab")
 
 
+def lower_thresholds(tab: page_server.Tab, *, points_per_side: int = 6) -> None:
+    tab.page.get_by_text("More", exact=True).click()
+    low = {"pred-iou-thresh": 0.2, "stability-score-thresh": 0.2, "stability-score-offset": 0.3}
+    for name, value in {"points-per-side": points_per_side, **low}.items():
+        set_slider(tab, name, value)
+
+
 def test_everything_shows_many(tab: page_server.Tab, tmp_path: Path) -> None:
     """As many as the thresholds let through; the pointer tells their scores; saved as COCO they are all there."""
     tab.page.get_by_role("tab", name="Everything").click()
-    tab.page.get_by_text("More", exact=True).click()
     tab.act(lambda: tab.page.locator("#find").click())
     assert tab.says("masks 0")
     assert tab.says("lower them")
-    low = {"points-per-side": 6, "pred-iou-thresh": 0.2, "stability-score-thresh": 0.2, "stability-score-offset": 0.3}
-    for name, value in low.items():
-        set_slider(tab, name, value)
+    lower_thresholds(tab)
     tab.act(lambda: tab.page.locator("#find").click())
     assert tab.read_layer().mean() > 0.5
     tab.page.mouse.move(*tab.place(120, 100))
@@ -131,6 +161,47 @@ def test_everything_shows_many(tab: page_server.Tab, tmp_path: Path) -> None:
     for annotation in coco["annotations"]:
         assert annotation["segmentation"]["size"] == list(HW)
         assert annotation["area"] == coco_mask.area(annotation["segmentation"])
+    with tab.page.expect_download() as download:
+        tab.page.locator("#save-png").click()
+    download.value.save_as(tmp_path / download.value.suggested_filename)
+    tab.page.get_by_text("holds the number of its mask").wait_for()
+    with PillowImage.open(tmp_path / "disc_ids.png") as opened:
+        assert set(np.unique(np.asarray(opened))) <= {0, *range(1, len(coco["annotations"]) + 1)}
+
+
+def test_everything_and_clicks_are_undone_one_by_one(tab: page_server.Tab) -> None:
+    """Beside either tab: what was found goes first, then the last click; a click on what was found may be taken back."""
+    tab.click(120, 100)
+    tab.click(100, 80)
+    clicked = tab.read_layer()
+    tab.page.get_by_role("tab", name="Everything").click()
+    lower_thresholds(tab)
+    tab.act(lambda: tab.page.locator("#find").click())
+    found = tab.read_layer()
+    tab.click(110, 100)
+    assert tab.says("clicks 3")
+    tab.act(lambda: tab.page.locator("#undo").click())
+    assert np.array_equal(tab.read_layer(), found)
+    tab.act(lambda: tab.page.locator("#undo").click())
+    assert np.array_equal(tab.read_layer(), clicked)
+    assert tab.page.locator(".stage .inside").count() == 2
+    tab.act(lambda: tab.page.locator("#undo").click())
+    assert tab.page.locator(".stage .inside").count() == 1
+
+
+def test_everything_that_comes_late_takes_nothing_away(tab: page_server.Tab) -> None:
+    """Another photo was opened and clicked on meanwhile: it stays."""
+    tab.page.get_by_role("tab", name="Everything").click()
+    lower_thresholds(tab, points_per_side=64)
+    tab.page.locator("#find").click()
+    tab.choose_photo(NASTY)
+    tab.click(136, 100)
+    shown = tab.read_layer()
+    tab.page.get_by_text("not open any more").wait_for(timeout=60000)
+    assert np.array_equal(tab.read_layer(), shown)
+    assert tab.page.locator(".stage .inside").count() == 1
+    tab.click(120, 100)
+    assert tab.says("clicks 2")
 
 
 def test_a_mask_is_saved_as_it_is_shown(tab: page_server.Tab, tmp_path: Path) -> None:
@@ -161,6 +232,7 @@ def test_photos_are_dropped_or_chosen(tab: page_server.Tab, tmp_path: Path) -> N
     tab.act(lambda: chooser.set_input_files(tmp_path / "own <b>photo.png"))
     assert tab.size == (60, 40)
     assert tab.says("own <b>photo.png")
+    assert tab.page.locator("#photo-name input").input_value() == ""
     tab.click(30, 20)
     (tmp_path / "bad.jpg").write_bytes(b"no photo")
     tab.act(lambda: chooser.set_input_files(tmp_path / "bad.jpg"))
@@ -169,6 +241,22 @@ def test_photos_are_dropped_or_chosen(tab: page_server.Tab, tmp_path: Path) -> N
     tab.act(lambda: chooser.set_input_files(tmp_path / "big.jpg"))
     assert "1,048,576 are allowed" in tab.page.locator(".stage .error").inner_text()
     tab.faults[:] = [fault for fault in tab.faults if "413" not in fault]  # Chromium logs the refusal itself.
+    tab.choose_photo("disc.png")
+    assert tab.size == (256, 192)
+
+
+def test_photos_are_dropped_by_hand_or_chosen_by_the_button(tab: page_server.Tab, tmp_path: Path) -> None:
+    """A file that falls on the stage, and one that the browser's own window gives; the list then names none of its own."""
+    for name, width in (("dropped.png", 60), ("chosen.png", 70)):
+        PillowImage.fromarray(np.full((40, width, 3), 200, np.uint8)).save(tmp_path / name)
+    tab.drop(tmp_path / "dropped.png")
+    assert tab.size == (60, 40)
+    assert tab.says("dropped.png")
+    assert tab.page.locator("#photo-name input").input_value() == ""
+    with tab.page.expect_file_chooser() as chooser:
+        tab.page.locator("#choose-file").click()
+    tab.act(lambda: chooser.value.set_files(tmp_path / "chosen.png"))
+    assert tab.size == (70, 40)
     tab.choose_photo("disc.png")
     assert tab.size == (256, 192)
 

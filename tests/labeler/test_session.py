@@ -12,6 +12,7 @@ from labeler import rle
 from labeler.engine import Engine
 from labeler.errors import ModelError, OptionsError
 from labeler.model_folder import read_model_info
+from labeler.models import find_model
 from labeler.predictor import MAX_POINTS, Predictor
 from labeler.session import Asked, Clicks, Desk, _Kept
 from labeler.types import Image, MaskSet
@@ -37,7 +38,7 @@ def image() -> Image:
 
 def ask(desk: Desk, image: Image, asked: Asked, *steps: Clicks) -> Asked:
     for step in steps:
-        asked = desk.ask(replace(asked, steps=(*asked.steps, step)), key="disc", image=image)
+        asked = desk.ask(asked.add(step), key="disc", image=image)
     return asked
 
 
@@ -80,17 +81,45 @@ def test_a_box_has_one_answer(predictor: Predictor, image: Image) -> None:
 
 
 def test_undo_is_the_value_before(predictor: Predictor, image: Image) -> None:
-    """The same answers come again, and nothing clicked is no mask."""
+    """With its answers and the chosen one; at the beginning there is nothing to take back."""
     desk = Desk(predictor)
     one = ask(desk, image, Asked(), Clicks().add_point((120, 100), is_inside=True))
     two = ask(desk, image, one, one.clicks.add_point((100, 80), is_inside=True))
-    back = desk.ask(replace(two, steps=two.steps[:-1]), key="disc", image=image)
-    assert back.mask is not None
-    assert one.mask is not None
-    assert (back.mask.run_lengths == one.mask.run_lengths).all()
-    nothing = desk.ask(replace(back, steps=back.steps[:-1]), key="disc", image=image)
-    assert nothing.mask is None
-    assert nothing.clicks == Clicks()
+    assert two.undone is one
+    assert one.undone == Asked()
+    assert one.undone.undone == Asked()
+
+
+def test_a_second_click_mends_the_mask_that_is_shown(image: Image) -> None:
+    """The chosen one of three, with the embedded model: a part stays that part, the whole the whole."""
+    folder = find_model("tiny")
+    info = read_model_info(folder)
+    desk = Desk(Predictor(Engine(folder, info, threads=1), info))
+    one = ask(desk, image, Asked(), Clicks().add_point((120, 100), is_inside=True))
+    assert one.answers is not None
+    part, whole = int(one.answers.areas.argmin()), one.chosen
+    assert part != whole
+    for chosen in (part, whole):
+        shown = replace(one, chosen=chosen)
+        two = ask(desk, image, shown, shown.clicks.add_point((100, 80), is_inside=True))
+        assert shown.mask is not None
+        assert two.mask is not None
+        before, after = decode(shown.mask), decode(two.mask)
+        assert (before & after).sum() / (before | after).sum() > 0.6
+        assert two.undone is shown
+
+
+def test_a_box_asks_anew(predictor: Predictor, image: Image) -> None:
+    """Whatever mask was shown before; half a box asks nothing, and what is shown stays."""
+    desk = Desk(predictor)
+    one = ask(desk, image, Asked(), Clicks().set_box((200, 10), (250, 60)))
+    half = ask(desk, image, one, one.clicks.click_corner((182, 162)))
+    assert half.answers is one.answers
+    other = ask(desk, image, half, half.clicks.click_corner((58, 38)))
+    alone = ask(desk, image, Asked(), other.clicks)
+    assert other.mask is not None
+    assert alone.mask is not None
+    assert np.array_equal(decode(other.mask), decode(alone.mask))
 
 
 def test_clicks_end_where_the_model_does() -> None:
@@ -113,7 +142,7 @@ def test_a_photo_is_encoded_once(predictor: Predictor, image: Image, monkeypatch
 
     monkeypatch.setattr(predictor, "embed", count)
     desk = Desk(predictor)
-    asked = Asked(steps=(Clicks().add_point((120, 100), is_inside=True),))
+    asked = Asked(Clicks().add_point((120, 100), is_inside=True))
     tabs = [threading.Thread(target=desk.ask, args=(asked,), kwargs={"key": "a", "image": image}) for _ in range(4)]
     for tab in tabs:
         tab.start()

@@ -1,7 +1,7 @@
 // The stage of labeler/page.py: a photo with masks over it, on which a person clicks and drags boxes.
 // Runs once, when the page is there. `props.value` is a scene (labeler/scene.py); `trigger` tells Python what was done:
 // 'clicked' {x, y, outside}, 'boxed' {x0, y0, x1, y1}, 'dropped' {token, name}, 'refused' {reason, name}, 'undone', 'turned' {by},
-// 'poked'. Frame: pixels of the photo.
+// 'poked'; and which scene the person saw: its 'photo_id' and 'version'. Frame: pixels of the photo.
 const DRAG_PX = 6;
 const root = document.createElement("div");
 root.className = "stage";
@@ -22,7 +22,7 @@ function poke() {
   trigger("poked", {});
 }
 function tell(name, data) {
-  trigger(name, data);
+  trigger(name, { ...data, photo_id: scene.photo_id, version: scene.version });
   clearInterval(poking);
   poking = setInterval(poke, 1000);
 }
@@ -156,7 +156,7 @@ window.addEventListener("resize", fit);
 document.addEventListener("keydown", (event) => {
   const is_typing = /^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName);
   if (is_typing) return;
-  if (event.key === "ArrowRight" || event.key === "ArrowLeft") tell("turned", { by: event.key === "ArrowRight" ? 1 : -1 });
+  if (scene.can_turn && (event.key === "ArrowRight" || event.key === "ArrowLeft")) tell("turned", { by: event.key === "ArrowRight" ? 1 : -1 });
   if (event.key === "z" && (event.ctrlKey || event.metaKey)) tell("undone", {});
 });
 

@@ -1,7 +1,8 @@
 """A Ray cluster of its own, ordered about by stdin, ended when that is closed. Started by tests, once a module.
 
 Prints its address, then an answer to each order: ``add 4``, a node of four CPUs; ``bad``, a node of one CPU whose workers
-can't load their model; ``kill``, the newest node, without warning; ``metrics``, the address of the head's Prometheus endpoint.
+can't load their model; ``deadly``, one whose workers die of it; ``kill``, the newest node, without warning; ``metrics``,
+the address of the head's Prometheus endpoint.
 """
 
 import contextlib
@@ -46,8 +47,9 @@ if __name__ == "__main__":
         word, _, number = order.strip().partition(" ")
         if word == "add":
             added.append(cluster.add_node(num_cpus=int(number or 1), **NODE))
-        elif word == "bad":
-            added.append(cluster.add_node(num_cpus=1, env_vars={"FAKE_ENGINE_FAILS": "1"}, **NODE))
+        elif word in ("bad", "deadly"):
+            how = "FAKE_ENGINE_FAILS" if word == "bad" else "FAKE_ENGINE_EXITS"
+            added.append(cluster.add_node(num_cpus=1, env_vars={how: "1"}, **NODE))
         elif word == "kill":
             kill_node(cluster, added.pop())
         print(find_metrics(cluster) if word == "metrics" else "done", flush=True)

@@ -14,7 +14,9 @@ import pytest
 from fakes import Cluster, find_workers, label_arguments, make_slow, start_jobs, wait_until
 
 import jobs.cluster
-from jobs.crew import Crew
+import jobs.crew
+from jobs.crew import Crew, Task, Worker
+from jobs.ledger import Assignment
 from jobs.options import JobOptions
 
 RunJobs = Callable[..., subprocess.CompletedProcess[str]]
@@ -36,6 +38,11 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 def make_crew(**options: Any) -> Crew:
     lease: Any = None  # Nobody is hired.
     return Crew("out", options=JobOptions(**options), engine="", lease=lease, memory_bytes=GIB)
+
+
+def find_parent(pid: int) -> int:
+    """Of a worker: its node's own process."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def test_auto_fills_what_has_room(nodes: list[dict[str, Any]]) -> None:
@@ -63,6 +70,34 @@ def test_workers_ask_for_the_memory_that_others_were_seen_to_need(nodes: list[di
     assert crew.count_wanted() == 1 + 1
 
 
+def test_deaths_while_loading_are_counted_by_node(nodes: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that loads its model elsewhere says nothing about a node; a machine that is gone is no death."""
+    crew = make_crew(retries=1)
+    monkeypatch.setattr(jobs.crew, "find_node", lambda actor: actor)
+
+    def bury(node: str, **how: Any) -> None:
+        worker = Worker(node, loading=None)
+        crew._workers += [worker, Worker("node2", loading=None)]
+        crew.bury(worker, then=lambda: None, **{"is_machine_gone": False, **how})
+
+    for node in ("node1", "node3", "node2"):
+        bury(node)
+    bury("node1", is_machine_gone=True)
+    assert crew.count_wanted() == 4 + 4 + 3
+    bury("node1")
+    assert crew.count_wanted() == 4 + 3
+
+
+def test_a_worker_that_does_not_answer_is_not_taken_for_hung() -> None:
+    """Its machine may be gone: first Ray has to find out."""
+    crew = make_crew(image_timeout=1)
+    task = Task(Assignment(0), events=None, in_work=[1])
+    assert task.is_overdue(1)
+    crew._workers.append(Worker(actor=None, loading=None, task=task, missing=object()))
+    crew.kill_hung_workers()
+    assert task.hung_image is None
+
+
 def test_max_workers_is_not_passed(cluster: Cluster, run_jobs: RunJobs, model_folder: Path, tmp_path: Path) -> None:
     """One worker, where two have room."""
     slow = make_slow(tmp_path / "slow", count=4)
@@ -70,6 +105,26 @@ def test_max_workers_is_not_passed(cluster: Cluster, run_jobs: RunJobs, model_fo
     answer = run_jobs(*common, "--max-workers", 1)
     assert answer.returncode == 0, answer.stderr
     assert len(set(re.findall(r"by pid (\d+)", answer.stderr))) == 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the workers in /proc")
+def test_work_is_spread_over_nodes(cluster: Cluster, model_folder: Path, tmp_path: Path) -> None:
+    """Two workers, two nodes that both have room for both: one on each, and both have work."""
+    slow = make_slow(tmp_path / "slow", count=8)
+    common = label_arguments(slow, tmp_path / "out", model_folder)
+    for _node in range(2):
+        cluster.order("add 8")
+    # Workers of three CPUs (the last option): the head is too small.
+    driver = start_jobs(*common[:-1], 3, "--workers", 2, "--images-per-shard", 1, cwd=tmp_path)
+    try:
+        workers = wait_until(lambda: len(found := find_workers(cluster.process.pid)) == 2 and found)
+        assert len({find_parent(worker) for worker in workers}) == 2
+        _, err = driver.communicate(timeout=60)
+    finally:
+        for _node in range(2):
+            cluster.order("kill")
+    assert driver.returncode == 0, err
+    assert len(set(re.findall(r"by pid (\d+)", err))) == 2
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the worker in /proc")
@@ -85,6 +140,21 @@ def test_a_node_that_can_not_load_the_model_is_left_out(growing_cluster: Cluster
     assert driver.returncode == 0, err
     assert len(re.findall(r"node \S+ is left out: this machine can't compute that", err)) == 1
     assert "a worker died" in err
+    assert pd.read_parquet(tmp_path / "out" / "images")["status"].eq("ok").all()
+
+
+def test_a_node_on_which_loading_kills_the_worker_is_left_out(
+    growing_cluster: Cluster, model_folder: Path, tmp_path: Path
+) -> None:
+    """By name; elsewhere the work goes on with as many workers as there is room for."""
+    growing_cluster.order("deadly")
+    slow = make_slow(tmp_path / "slow", count=14)
+    more = ("--images-per-shard", 2, "--retries", 0)
+    driver = start_jobs(*label_arguments(slow, tmp_path / "out", model_folder, *more), cwd=tmp_path)
+    _, err = driver.communicate(timeout=150)
+    assert driver.returncode == 0, err
+    assert len(re.findall(r"node \S+ is left out: workers die while they load the model", err)) == 1
+    assert "a worker is left out" not in err
     assert pd.read_parquet(tmp_path / "out" / "images")["status"].eq("ok").all()
 
 

@@ -21,6 +21,7 @@ from fakes import (
     label_arguments,
     label_undisturbed,
     make_slow,
+    read_mask_rows,
     read_masks,
     start_jobs,
     wait_until,
@@ -72,8 +73,7 @@ def test_retry_failed_labels_errors_again_and_nothing_else(
     assert run_jobs("verify", out).returncode == 0
     assert "2 images failed: 2 corrupt" in run_jobs("status", out).stdout
 
-    run_jobs(*label_arguments(photos, tmp_path / "undisturbed", model_folder, *arguments))
-    assert read_masks(out) == read_masks(tmp_path / "undisturbed")
+    assert read_masks(out) == label_undisturbed(photos, tmp_path / "still", model_folder, images_per_shard=4)
 
 
 def test_a_part_cut_off_behind_the_jobs_back(
@@ -102,7 +102,7 @@ def test_a_part_cut_off_behind_the_jobs_back(
 
 
 def test_two_drivers_at_once(cluster: object, run_jobs: RunJobs, model_folder: Path, tmp_path: Path) -> None:
-    """The second is refused with exit 1 and a sentence, the first goes on; so is a repair."""
+    """The second is refused with exit 1 and a sentence, so is a repair; the first goes on to an undisturbed run's masks."""
     slow = make_slow(tmp_path / "slow")
     common = label_arguments(slow, tmp_path / "out", model_folder, "--workers", 1, "--images-per-shard", 2)
     first = start_jobs(*common, cwd=tmp_path)
@@ -115,6 +115,7 @@ def test_two_drivers_at_once(cluster: object, run_jobs: RunJobs, model_folder: P
     _, err = first.communicate(timeout=120)
     assert first.returncode == 0, err
     assert not (tmp_path / "out" / "lease.json").exists()
+    assert read_masks(tmp_path / "out") == label_undisturbed(slow, tmp_path / "still", model_folder, images_per_shard=2)
 
 
 def test_a_disk_that_is_full(cluster: object, run_jobs: RunJobs, photos: Path, model_folder: Path, tmp_path: Path) -> None:
@@ -135,8 +136,8 @@ def test_a_disk_that_is_full(cluster: object, run_jobs: RunJobs, photos: Path, m
         answer = run_jobs(*common, "--workers", 1)
         assert answer.returncode == 0, answer.stderr
         assert run_jobs("verify", disk / "out").returncode == 0
-        run_jobs(*label_arguments(photos, tmp_path / "undisturbed", model_folder, "--images-per-shard", 4))
-        assert read_masks(disk / "out") == read_masks(tmp_path / "undisturbed")
+        undisturbed = label_undisturbed(photos, tmp_path / "still", model_folder, images_per_shard=4)
+        assert read_masks(disk / "out") == undisturbed
     finally:
         subprocess.run(["umount", "--lazy", disk], check=True)
 
@@ -153,8 +154,10 @@ def test_a_worker_that_is_slow_to_die(cluster: Cluster, run_jobs: RunJobs, model
     assert driver.returncode == 0, err
     assert "hung" in err
     assert not Path(f"/proc/{worker}/fd").exists() or not list(Path(f"/proc/{worker}/fd").iterdir())
-    kinds = pd.read_parquet(tmp_path / "out" / "images")["error_kind"].dropna().tolist()
-    assert kinds == ["timeout"]
+    kinds = pd.read_parquet(tmp_path / "out" / "images").set_index("image_id")["error_kind"].dropna()
+    assert kinds.tolist() == ["timeout"]
+    label_undisturbed(slow, tmp_path / "still", model_folder, images_per_shard=3)
+    assert read_mask_rows(tmp_path / "out") == read_mask_rows(tmp_path / "still", without=kinds.index)
     assert run_jobs("verify", tmp_path / "out").returncode == 0
 
 
@@ -222,17 +225,20 @@ def test_a_node_that_comes_and_a_node_that_goes(
 def test_input_changed_between_runs(cluster: Cluster, run_jobs: RunJobs, model_folder: Path, tmp_path: Path) -> None:
     """What was written again since the plan is an error 'changed', what was added is not labeled, the rest is done."""
     slow = make_slow(tmp_path / "slow", count=8)
+    label_undisturbed(slow, tmp_path / "still", model_folder, images_per_shard=2)
     common = label_arguments(slow, tmp_path / "out", model_folder, "--workers", 1, "--images-per-shard", 2)
     driver = start_jobs(*common, cwd=tmp_path)
     wait_until(has_parts(tmp_path / "out", 1))
     driver.send_signal(signal.SIGTERM)
-    assert driver.wait(timeout=60) == 143
+    driver.communicate(timeout=60)
+    assert driver.returncode == 143
     write_picture(slow / "7.png", seed=100)
     write_picture(slow / "8.png", seed=101)
     answer = run_jobs(*common, "--max-error-rate", 0.5)
     assert answer.returncode == 0, answer.stderr
     images = pd.read_parquet(tmp_path / "out" / "images")
     assert images["error_kind"].fillna("").tolist() == [""] * 7 + ["changed"]
+    assert read_mask_rows(tmp_path / "out") == read_mask_rows(tmp_path / "still", without={8})
 
 
 def test_what_is_said_of_shards(cluster: Cluster, run_jobs: RunJobs, model_folder: Path, tmp_path: Path) -> None:

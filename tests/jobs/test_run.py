@@ -98,8 +98,7 @@ def test_a_driver_killed_and_started_again(cluster: object, run_jobs: RunJobs, m
     assert answer.returncode == 0, answer.stderr
     assert first_part.stat().st_mtime_ns == committed_at
     assert run_jobs("verify", tmp_path / "out").returncode == 0
-    run_jobs(*label_arguments(slow, tmp_path / "undisturbed", model_folder, *more))
-    assert read_masks(tmp_path / "out") == read_masks(tmp_path / "undisturbed")
+    assert read_masks(tmp_path / "out") == label_undisturbed(slow, tmp_path / "still", model_folder, images_per_shard=2)
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the worker in /proc")
@@ -115,8 +114,7 @@ def test_a_killed_worker_is_replaced(cluster: Cluster, run_jobs: RunJobs, model_
     assert driver.returncode == 0, err
     assert "a worker died" in err
     assert run_jobs("verify", tmp_path / "out").returncode == 0
-    run_jobs(*label_arguments(slow, tmp_path / "undisturbed", model_folder, *more))
-    assert read_masks(tmp_path / "out") == read_masks(tmp_path / "undisturbed")
+    assert read_masks(tmp_path / "out") == label_undisturbed(slow, tmp_path / "still", model_folder, images_per_shard=4)
 
 
 def test_images_that_kill_or_hang_are_set_aside(cluster: object, run_jobs: RunJobs, model_folder: Path, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ FILL_ALPHA = 0.38
 MAX_JPEG_SIDE_PX = 65_500
 
 REJECTED, CHOSEN = -1, -2
-"""Colours of a layer's masks that stand out: gone, and the one that a person is at."""
+"""Colours of a layer's masks that stand out: gone, of which only the outline is seen, and the one that a person is at."""
 
 _GOLDEN_RATIO = 0.6180339887498949
 _SHEET = (24, 24, 27)
@@ -58,7 +58,7 @@ def mask_color(index: int) -> tuple[int, int, int]:
 
 _NUM_LAYER_COLORS = 80
 _LAYER_STYLES = [(mask_color(number), FILL_ALPHA) for number in range(_NUM_LAYER_COLORS)]
-_LAYER_STYLES += [((255, 196, 0), 0.5), ((150, 150, 156), 0.1)]  # CHOSEN and REJECTED; a palette has 256 slots.
+_LAYER_STYLES += [((255, 196, 0), 0.5), ((150, 150, 156), 0.5)]  # CHOSEN and REJECTED; a palette has 256 slots.
 
 
 def paint_masks(pixels: UInt8, masks: Sequence[UInt32], *, image_hw: Size | None = None) -> UInt8:
@@ -89,12 +89,12 @@ def encode_layer(masks: Sequence[UInt32], *, colors: Sequence[int], image_hw: Si
     """Masks to lay over a photo: a PNG of ``picture_hw``, clear where no mask is; tinted and outlined as ``paint_masks`` does.
 
     Args:
-        masks: each mask's run lengths, in the frame ``image_hw``. Small ones lie on large ones.
+        masks: each mask's run lengths, in the frame ``image_hw``. Small ones lie on large ones, the rejected's outlines on all.
         colors: each mask's number for ``mask_color``, or ``REJECTED`` or ``CHOSEN``.
     """
     slots = np.zeros(picture_hw, np.uint8)
     line_px = max(1, round(max(picture_hw) / 900))
-    for index in sort_by_area(masks):
+    for index in sorted(sort_by_area(masks), key=lambda index: colors[index] == REJECTED):
         left, small = _sample_runs(masks[index], image_hw=image_hw, picture_hw=picture_hw)
         box = _find_box(small)
         if box is None:
@@ -102,9 +102,11 @@ def encode_layer(masks: Sequence[UInt32], *, colors: Sequence[int], image_hw: Si
         mask, color = small[box], colors[index]
         first = 1 + 3 * (len(_LAYER_STYLES) + color if color < 0 else color % _NUM_LAYER_COLORS)  # Three slots a colour.
         core = _erode(mask, line_px)
-        rings = np.where(_erode(core, line_px) | ~core.any(), first, np.where(core, first + 2, first + 1))
+        inner = _erode(core, line_px)
+        rings = np.where(inner | ~core.any(), first, np.where(core, first + 2, first + 1))
         target = slots[box[0], left + box[1].start : left + box[1].stop]
-        target[mask] = rings[mask]
+        drawn = mask & ~inner if color == REJECTED else mask
+        target[drawn] = rings[drawn]
     picture = PillowImage.fromarray(slots)
     channels, alphas = [0, 0, 0], [0]
     for tint, alpha in _LAYER_STYLES:

@@ -16,7 +16,7 @@ from labeler import rle, tables
 from labeler.errors import OptionsError
 from labeler.reviews import Decision, MaskKey, ReviewedMask, Row, Verdict, new_drawn_id, read_reviews, write_decision
 from labeler.runs import Run, iterate_images, iterate_rows
-from labeler.types import MaskSet, UInt32
+from labeler.types import MaskSet, Size, UInt32
 
 Order = Literal["as in the run", "most masks", "fewest masks", "lowest score", "failures first"]
 ORDERS: tuple[Order, ...] = ("as in the run", "most masks", "fewest masks", "lowest score", "failures first")
@@ -161,6 +161,14 @@ def find_mask(masks: Sequence[ReviewedMask], xy: tuple[float, float], *, only_re
     """The smallest mask at a point of the image; one that is rejected only where no other is, or where it is asked for."""
     hit = [mask for mask in masks if (mask.verdict == "reject" or not only_rejected) and _holds(mask.row, xy)]
     return min(hit, key=lambda mask: (mask.verdict == "reject", mask.row["area"]), default=None)
+
+
+def find_inner_point(runs: UInt32, *, image_hw: Size) -> tuple[float, float]:
+    """x, y of a pixel that is surely within a mask: the middle of its longest run."""
+    longest = 2 * int(runs[1::2].argmax()) + 1
+    first = int(runs[:longest].sum(dtype=np.int64))
+    x, y = divmod(first + int(runs[longest]) // 2, image_hw[0])
+    return x + 0.5, y + 0.5
 
 
 def row_to_runs(row: Row) -> UInt32:

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import gradio as gr
+import numpy as np
 
 from labeler.draw import CHOSEN, REJECTED
 from labeler.errors import ImageError, LabelerError
-from labeler.review_desk import ORDERS, Order, ReviewDesk, RunImage, find_mask, row_to_runs
+from labeler.review_desk import ORDERS, Order, ReviewDesk, RunImage, find_inner_point, find_mask, row_to_runs
 from labeler.reviews import Decision, MaskKey, ReviewedMask
 from labeler.runs import read_photo
 from labeler.scene import Scene, make_empty_scene, make_scene
@@ -258,7 +259,7 @@ class ReviewPage:
             show_answers(view.asked),
             gr.Radio(visible=view.doing == "Draw" or view.target is not None),
             gr.Button(interactive=view.asked.mask is not None),
-            say(*tally, note="in the whole run"),
+            say(*tally, note="in all"),
         )
 
     def _describe_image(self, image: RunImage) -> str:
@@ -306,10 +307,11 @@ def _leave(view: RunView) -> RunView:
 
 
 def _begin(mask: ReviewedMask) -> Asked:
-    """To mend a mask: the point that found it is asked along, so that a click beside it adds instead of moving it there."""
-    x, y = mask.row["point_coords"][0]
-    clicks = Clicks().add_point((x, y), is_inside=True) if find_mask([mask], (x, y)) is not None else Clicks()
-    return Asked(clicks, refined=row_to_runs(mask.row))
+    """To mend a mask. A point in it is asked along, the one that found it: else a click beside it would move it there."""
+    runs, (x, y) = row_to_runs(mask.row), mask.row["point_coords"][0]
+    if not np.isfinite([x, y]).all() or find_mask([mask], (x, y)) is None:
+        x, y = find_inner_point(runs, image_hw=tuple(mask.row["segmentation"]["size"]))
+    return Asked(Clicks().add_point((x, y), is_inside=True), refined=runs)
 
 
 def _name(image: RunImage) -> str:

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from labeler.draw import encode_jpeg, encode_layer, paint_numbers, shrink_to_fit
+from labeler.draw import REJECTED, encode_jpeg, encode_layer, paint_numbers, shrink_to_fit
 from labeler.images import encode_png
 from labeler.session import Clicks
-from labeler.types import Image, Size, UInt32
+from labeler.types import Image, Int64, Size, UInt32
 
 SIDE_PX = 1280
 
@@ -73,7 +73,7 @@ def make_scene(
         layer = encode_layer(masks, colors=colors, image_hw=image.hw, picture_hw=picture_hw)
         scene["layer"] = _to_url(layer, "png")
     if masks and tips:
-        numbers = paint_numbers(masks, image_hw=image.hw, picture_hw=picture_hw) + 1
+        numbers = _paint_tips(masks, colors=colors, image_hw=image.hw, picture_hw=picture_hw) + 1
         channels = np.stack([numbers & 255, numbers >> 8, np.zeros_like(numbers)], axis=-1).astype(np.uint8)
         scene["numbers"] = _to_url(encode_png(channels), "png")
     return scene
@@ -93,6 +93,16 @@ def make_empty_scene(message: str, *, failed: bool = False, can_drop: bool = Fal
 def _make_version() -> str:
     """Another for each scene, also after the server was started again: a browser may still show one of before."""
     return f"{_START}-{next(_versions)}"
+
+
+def _paint_tips(masks: Sequence[UInt32], *, colors: Sequence[int], image_hw: Size, picture_hw: Size) -> Int64:
+    """(h, w) int64: which mask a click hits, so the smallest; a rejected one where no other is. -1 where none is."""
+    numbers = np.full(picture_hw, -1, np.int64)
+    for are_rejected in (True, False):
+        places = [i for i, color in enumerate(colors) if (color == REJECTED) == are_rejected]
+        painted = paint_numbers([masks[i] for i in places], image_hw=image_hw, picture_hw=picture_hw)
+        numbers = np.where(painted >= 0, np.array([*places, -1])[painted], numbers)
+    return numbers
 
 
 def _fit(image_hw: Size) -> Size:

@@ -125,18 +125,21 @@ def test_the_list_and_its_orders_heed_the_review(open_tab: Any, run: Path) -> No
         assert tab.says(first)
 
 
-def test_the_point_that_found_a_mask_helps_to_refine_it(open_tab: Any, prototype_folder: Path) -> None:
-    """It is asked along where the mask holds it, as a mark shows."""
+def test_a_point_within_a_mask_helps_to_refine_it(open_tab: Any, prototype_folder: Path) -> None:
+    """It is asked along, as a mark shows: the one that found the mask, where that lies in it, or another."""
     tab = open_tab("--model", prototype_folder)
     tab.choose("doing", "Refine")
     tab.page.locator("#mode").wait_for(state="hidden")
-    tab.click(*PLACES["edge"])
-    assert tab.page.locator(".stage .inside").count() == 0
-    tab.choose_photo("b.png")
-    tab.click(30, 30)
-    assert tab.page.locator(".stage .inside").count() == 1
-    tab.click(40, 40)
-    assert tab.page.locator(".stage .inside").count() == 2
+    for name, place, mask, at in (("a.png", PLACES["edge"], MASKS[2], None), ("b.png", (30, 30), CORNER, (1.5, 1.5))):
+        tab.choose_photo(name)
+        tab.click(*place)
+        mark = tab.page.locator(".stage .inside")
+        assert mark.count() == 1
+        x, y = (float(mark.evaluate(f"mark => parseFloat(mark.style.{side})")) / 100 for side in ("left", "top"))
+        assert mask[int(y * HW[0]), int(x * HW[1])]
+        assert at is None or (x * HW[1], y * HW[0]) == pytest.approx(at)
+        tab.click(place[0] + 3, place[1] + 3)
+        assert mark.count() == 2
 
 
 def test_masks_are_refined_and_drawn(open_tab: Any, run: Path, prototype_folder: Path) -> None:

@@ -123,6 +123,21 @@ def test_a_picture_of_ids_holds_every_number() -> None:
     np.testing.assert_array_equal(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED), ids)
 
 
+def test_of_a_rejected_mask_the_outline_is_drawn() -> None:
+    """On all others, so that it can be taken back; within it they are seen as if it were not there."""
+    hw = (120, 160)
+    masks = [box_mask(hw, *corners) for corners in [(10, 20, 110, 150), (40, 60, 70, 90)]]
+    layers = {}
+    for color in (draw.REJECTED, 3):
+        data = draw.encode_layer(masks, colors=[7, color], image_hw=hw, picture_hw=hw)
+        with PillowImage.open(BytesIO(data)) as opened:
+            layers[color] = np.asarray(opened.convert("RGBA"))
+    assert tuple(layers[draw.REJECTED][55, 75, :3]) == draw.mask_color(7)
+    assert tuple(layers[3][55, 75, :3]) == draw.mask_color(3)
+    for y, x in ((40, 75), (41, 75), (69, 75), (55, 60), (55, 61), (55, 89)):
+        assert tuple(layers[draw.REJECTED][y, x, :3]) != draw.mask_color(7)
+
+
 @pytest.mark.parametrize("picture_hw", [(120, 160), (60, 80), (41, 33)])
 def test_a_layer_is_clear_where_no_mask_is(picture_hw: tuple[int, int]) -> None:
     """At the photo's size and smaller; small masks on top; a colour a mask, the same for a chosen and a rejected one always."""

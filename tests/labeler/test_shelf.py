@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,6 +73,25 @@ def test_nothing_else_can_be_opened(name: str, folder: Path) -> None:
     shelf = Shelf(str(folder), max_pixels=100)
     with pytest.raises(ImageError, match="no photo of the folder"):
         shelf.find(name.replace("ABSOLUTE", str(folder.parent)))
+
+
+def test_the_photos_may_lie_in_a_bucket(folder: Path, s3: Any) -> None:
+    """Listed and opened as those of a folder; no other object of the bucket can be."""
+    data = (folder / "a.png").read_bytes()
+    for key in ("shown/a.png", "shown/below/50% b.png", "shown/.hidden.png", "private.png"):
+        s3.put_object(Bucket="photos", Key=key, Body=data)
+    shelf = Shelf("s3://photos/shown", max_pixels=100)
+    assert shelf.list_names() == ["a.png", "below/50%25 b.png"]
+    assert shelf.find("below/50%25 b.png").read().hw == (6, 8)
+    for name in ("../private.png", "private.png", "s3://photos/private.png", ".hidden.png"):
+        with pytest.raises(ImageError, match="no photo of the folder"):
+            shelf.find(name)
+
+
+def test_a_folder_of_very_many_is_cut(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as are offered are listed; the others can't be chosen, which the page says."""
+    monkeypatch.setattr("labeler.shelf.MAX_LISTED", 2)
+    assert len(Shelf(str(folder), max_pixels=100).list_names()) == 2
 
 
 def test_a_changed_photo_is_another(folder: Path) -> None:

@@ -23,7 +23,7 @@ from jobs.options import Selection
 from jobs.parts import PlanPart, write_plan
 from jobs.prompts import MatchedPrompts, PromptsPlan, PromptsSpec, compare_prompts, identify
 from jobs.refs import ImageRef, Listing, batch_to_refs
-from jobs.sources import find_root
+from jobs.sources import find_root, may_be_list
 from labeler import storage, tables
 from labeler.errors import OptionsError, StorageError, StorageRefusedError
 from labeler.models import ModelInfo, model_sha256, read_model_info
@@ -260,9 +260,11 @@ def find_images_root(output: str, record: RunRecord) -> str:
     Images of a list that are no files of this machine have no such folder: the list itself stands for them.
     """
     root = find_root(record.input, selection=record.selection)
-    first = read_shard(output, record, 0)[0].ref
-    if root != record.input or root in first.uri:
+    if root != record.input or not may_be_list(root):
         return root
+    first = read_shard(output, record, 0)[0].ref
+    if root in first.uri:
+        return root  # A folder or a Parquet file of images.
     end = record.extensions[0].first_part if record.extensions else len(record.plan)
     last = read_shard(output, record, record.plan[end - 1].first_shard + record.plan[end - 1].num_shards - 1)[-1].ref
     folders = [path.parent for path in map(storage.uri_to_path, (first.uri, last.uri)) if path is not None]

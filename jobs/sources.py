@@ -81,6 +81,11 @@ def find_root(root: str, *, selection: Selection) -> str:
     return selection.images_root or root
 
 
+def may_be_list(root: str) -> bool:
+    """Whether an input is a list, as far as its name tells."""
+    return PurePosixPath(root).suffix.lower() in _LISTS
+
+
 def select_images(refs: Iterable[ImageRef], *, selection: Selection) -> Iterable[ImageRef]:
     """Those that ``include``, ``exclude`` and ``sample`` leave, in any order. What is damaged is never left out by name."""
     chosen = (ref for ref in refs if ref.is_holder or _is_wanted(ref.file_name, selection))

@@ -28,7 +28,7 @@ def count_requests(log: Path) -> Counter[str]:
 
 
 def test_requests_of_an_image_and_of_a_shard(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A GET and a HEAD an image; two PUT, one DELETE and three looks at the lease a shard; its part of the plan is at hand."""
+    """A GET and a HEAD an image; two PUT, one DELETE and three looks at the lease a shard; the plan is read once."""
     pytest.importorskip("moto.server", reason="needs moto's server")
     boto3: Any = pytest.importorskip("boto3", reason="needs boto3")
     monkeypatch.setenv("SAM_LABELER_CACHE", str(tmp_path / "cache"))
@@ -58,6 +58,7 @@ def test_requests_of_an_image_and_of_a_shard(tmp_path: Path, model_folder: Path,
     assert count_requests(tmp_path / "server.log") - before == {
         "GET photos/in/N.png": 12,
         "HEAD photos/in/N.png": 12,
+        "GET labels/run/plan/part-N.parquet": 1,
         "GET labels/run/lease.json": 9,
         "DELETE labels/run/images/part-N.parquet": 3,
         "PUT labels/run/masks/part-N.parquet": 3,

@@ -1,5 +1,6 @@
 """A store that stumbles, goes away or refuses, over HTTP: the job ends as undisturbed, or stops and goes on; no image pays."""
 
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import stores
 from bucket_jobs import OUTPUT, Bench, label, label_undisturbed, serve_bench
-from fakes import freeze, label_arguments, make_tar, write_picture
+from fakes import freeze, label_arguments, make_tar, start_jobs, write_picture
 
 import jobs.cli
 from jobs.options import Selection
@@ -73,6 +74,19 @@ def test_whoever_asks_a_store_that_is_gone_waits_for_it(bench: Bench, monkeypatc
     timer.join()
     assert answers[1:] == [8, None, 0, 0]
     assert "8 of 8 images done" in capsys.readouterr().out
+
+
+def test_a_driver_that_waits_for_a_store_can_be_stopped(tmp_path: Path, model_folder: Path) -> None:
+    """At once, with the signal's exit code: it waits longer than the store's library would, but not for a person."""
+    nobody = f"endpoint_url=http://127.0.0.1:{stores.find_port()}"
+    more = [*_list_keys(), "--storage-options", nobody]
+    job = start_jobs(*label_arguments("s3://photos/in", OUTPUT, model_folder, *more), cwd=tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(subprocess.TimeoutExpired):
+        job.wait(timeout=9)
+    job.terminate()
+    _, err = job.communicate(timeout=3)
+    assert job.returncode == 143, err
+    assert "stopped by SIGTERM" in err
 
 
 def test_a_tar_that_was_replaced_by_a_shorter_one(bench: Bench) -> None:

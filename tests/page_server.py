@@ -179,6 +179,18 @@ class Tab:
         )
         self.act(lambda: self.page.dispatch_event(".stage", "drop", {"dataTransfer": dropped}))
 
+    @contextlib.contextmanager
+    def unanswered(self) -> Iterator[None]:
+        """What is done in the block reaches the server, whose answers come after it: what was shown stays until then."""
+        self.page.wait_for_timeout(1500)  # Until nothing is on its way any more.
+        held: list[Any] = []
+        self.page.route("**/queue/data*", lambda route: held.append(route))
+        yield
+        self.page.wait_for_timeout(500)
+        for route in held:
+            route.continue_()
+        self.page.unroute("**/queue/data*")
+
     def count_events(self, seconds: float) -> int:
         """How many events the page sends while nobody touches it."""
         sent: list[str] = []

@@ -90,10 +90,10 @@ def test_a_box_makes_a_mask(tab: page_server.Tab) -> None:
 
 def test_a_click_on_another_photo_than_the_open_one_does_nothing(tab: page_server.Tab) -> None:
     """The list was used, and the picture of before was clicked on while it still stood there: one is told to look again."""
-    x, y = tab.place(120, 100)
-    tab.page.locator("#photo-name input").click()
-    tab.page.get_by_role("option", name=NASTY).first.click()
-    tab.page.mouse.click(x, y)
+    with tab.unanswered():
+        tab.page.locator("#photo-name input").click()
+        tab.page.get_by_role("option", name=NASTY).first.click()
+        tab.page.mouse.click(*tab.place(120, 100))
     assert tab.says("look again")
     assert tab.page.locator(".stage .inside").count() == 0
     tab.click(136, 100)

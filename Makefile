@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 DEMO_VENV := .venv-demo
+AZURITE := .azurite
 TINY := labeler/assets/tiny
 
 .DEFAULT_GOAL := help
@@ -22,6 +23,12 @@ $(DEMO_VENV)/ready: pyproject.toml constraints.txt
 	$(DEMO_VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[demo]'
 	touch $@
 
+# Azure's own emulator, for the tests of its store; they skip where there is no npm.
+$(AZURITE)/ready:
+	mkdir -p $(AZURITE)
+	if command -v npm > /dev/null; then npm install --silent --no-fund --no-audit --prefix $(AZURITE) azurite@3; fi
+	touch $@
+
 demo: $(DEMO_VENV)/ready ## label ten real photos on this machine, without torch
 	$(DEMO_VENV)/bin/python benchmarks/demo_photos.py demo/photos
 	$(DEMO_VENV)/bin/python -m jobs label --input demo/photos --output demo/labels --model tiny --images-per-shard 2
@@ -38,8 +45,8 @@ lint: $(VENV)/ready ## ruff and mypy
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-test: lint ## what CI runs: lint, types and the tests
-	$(VENV)/bin/python -m pytest -m 'not parity and not soak' -n 2 --dist loadfile --durations 20
+test: lint $(AZURITE)/ready ## what CI runs: lint, types and the tests
+	AZURITE_BIN=$(CURDIR)/$(AZURITE)/node_modules/.bin $(VENV)/bin/python -m pytest -m 'not parity and not soak' -n 2 --dist loadfile --durations 20
 
 format: $(VENV)/ready ## let ruff write
 	$(VENV)/bin/ruff check --fix .
@@ -105,4 +112,4 @@ interop-page: $(VENV)/ready
 interop: interop-here interop-page $(CONSUMERS:%=interop-%) ## every export read by its consumer's own loader (long, downloads)
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) $(DEMO_VENV) $(INTEROP) demo bench
+	rm -rf $(VENV) $(DEMO_VENV) $(AZURITE) $(INTEROP) demo bench

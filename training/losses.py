@@ -13,7 +13,7 @@ from torch.nn import functional
 FOCAL_WEIGHT = 20.0
 CELL = 4  # pixels of a mask that one feature's upscaling draws, each way
 NEAR_A_BORDER, INSIDE, ELSEWHERE = 8.0, 2.0, 1.0  # how likely a cell is drawn
-HINT_PLACES, HINT_PIXELS = 48, 2048
+HINT_PLACES, HINT_PIXELS = 16, 1024
 CLICK_SINGLE_WEIGHT = 0.25  # the single mask of a click: no meaning of it is the right one, so it counts less
 
 

@@ -158,7 +158,7 @@ class PyramidEncoder(nn.Module):
         if not self.has_attention:
             return None
         place: Tensor = self.place(make_waves(features.shape[2], features.shape[3]).to(features))
-        return place
+        return place.half().to(place.dtype)  # The same for all pictures, so it is stored: as short as a weight.
 
     def _look(self, features: Tensor, place: Tensor | None, which: int) -> Tensor:
         if place is None:

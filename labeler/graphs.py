@@ -237,6 +237,8 @@ def onnx_to_openvino(onnx_path: Path, *, xml_path: Path, compress: bool) -> None
             _restore_inexact(compressed, _read_constants(model))
             ov.save_model(compressed, xml_path, compress_to_fp16=False)
             del compressed  # It maps the file that is about to go.
+        indented = xml_path.read_text(encoding="utf-8")
+        xml_path.write_text(re.sub(r"\n\s*", "", indented), encoding="utf-8")  # Indents are a fifth of it.
     except RuntimeError as error:
         raise ModelError(f"OpenVINO can't convert {onnx_path.name}: {error}") from error
 

@@ -1,8 +1,7 @@
 """``python -m export``. Must not know any option: ``export.cli`` does."""
 
-import sys
-
 from export.cli import main
+from labeler.flags import leave
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -1,8 +1,7 @@
 """``python -m jobs``. Must not know any option: ``jobs.cli`` does."""
 
-import sys
-
 from jobs.cli import main
+from labeler.flags import leave
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

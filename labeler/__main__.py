@@ -1,8 +1,7 @@
 """``python -m labeler``. Must not know any option: ``labeler.cli`` does."""
 
-import sys
-
 from labeler.cli import main
+from labeler.flags import leave
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -3,11 +3,14 @@
 Must not know any command. Flags come from ``labeler.options``, where names, ranges, defaults and help texts stand.
 """
 
+import atexit
+import contextlib
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter
 from pydantic import BaseModel, ValidationError, create_model
@@ -23,6 +26,19 @@ EXIT_INTERRUPTED = 130
 EXIT_CODES_HELP = (
     "Exit codes: 0 done; 1 a file, the storage or the model is at fault; 2 usage or a bad option; 130 interrupted."
 )
+
+
+def leave(code: int) -> NoReturn:
+    """End this process with its exit code, and without Python's own end.
+
+    While Python is taken down, a thread of a library in C++ that still wants to tell it something (Arrow's readers do) aborts
+    the process: exit -6 after work that was well. What was to be done at exit is done, what was said is out.
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def _make_flag(name: str) -> tuple[Any, None]:

@@ -129,7 +129,7 @@ class ReviewPage:
             listen(after.click, lambda view: self._turn(view, 1), [view], shown)
             listen(stage.turned, self._turn_by_key, [view], shown)
             listen(doing.input, self._do, [view, doing], shown)
-            listen(stage.clicked, self._click, [view, mode], shown)
+            listen(stage.clicked, self._click, [view, mode, doing], shown)
             listen(stage.boxed, self._drag, [view], shown)
             listen(answers.input, self._pick, [view, answers], shown)
             listen(undo.click, self._undo, [view], shown)
@@ -163,7 +163,9 @@ class ReviewPage:
     def _do(self, view: RunView, doing: Doing) -> tuple[Any, ...]:
         return self._show(replace(_leave(view), doing=doing if self._desk.predictor is not None else "Reject"))
 
-    def _click(self, view: RunView, mode: Mode, data: gr.EventData) -> tuple[Any, ...]:
+    def _click(self, view: RunView, mode: Mode, doing: Doing, data: gr.EventData) -> tuple[Any, ...]:
+        if doing != view.doing:  # Chosen a moment ago: the click came first.
+            view = replace(_leave(view), doing=doing)
         image, seen = self._get_image(view), dict(view.seen)
         version = str(getattr(data, "version", None))
         try:

@@ -1,9 +1,9 @@
 """``python -m jobs`` with the fake engine: a script of its own, so that jobs run in real processes."""
 
 import os
-import sys
 
 import jobs.cli
+from labeler.flags import leave
 
 if __name__ == "__main__":
     jobs.cli.ENGINE = "fake_engine:DiscEngine"
@@ -11,4 +11,4 @@ if __name__ == "__main__":
         from fake_troubles import TROUBLES
 
         TROUBLES[os.environ["FAKE_TROUBLE"]]()
-    sys.exit(jobs.cli.main())
+    leave(jobs.cli.main())

@@ -4,6 +4,7 @@ Must not know HTTP or files: ``review_desk`` reads the run and writes what is de
 """
 
 import html
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -66,7 +67,7 @@ class RunView:
         decided: the decisions of this tab, each with what held before; the last may be taken back.
     """
 
-    order: tuple[int, ...]
+    order: Sequence[int]
     position: int = 0
     pictured: int | None = None
     seen: tuple[tuple[str, Seen], ...] = ()
@@ -92,7 +93,8 @@ class ReviewPage:
         """Lay the page out and connect it: gradio's Blocks."""
         can_ask = self._desk.predictor is not None
         with make_blocks("SAM labeler: review") as page:
-            view = gr.State(lambda: RunView(tuple(self._review.sort(ORDERS[0]))))
+            # A function would be called by a load event of its own, which may end after the one that shows the first image.
+            view = gr.State(RunView(range(len(self._review.images))))
             gr.HTML(f'<div class="heading"><b>SAM labeler: review</b><span>{html.escape(self._title)}</span></div>')
             with gr.Row():
                 with gr.Column(scale=7, min_width=480):
@@ -147,7 +149,7 @@ class ReviewPage:
 
     def _sort(self, view: RunView, order: Order) -> tuple[Any, ...]:
         try:
-            return self._show(_leave(replace(view, order=tuple(self._review.sort(order)), position=0)))
+            return self._show(_leave(replace(view, order=self._review.sort(order), position=0)))
         except LabelerError as error:
             return self._show(view, error=describe_error(error))
 

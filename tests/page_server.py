@@ -151,7 +151,7 @@ class Tab:
 
     def says(self, words: str) -> bool:
         """Whether that line comes to hold these words; it changes a moment after the stage."""
-        for _ in range(60):
+        for _ in range(300):
             if words in self.status:
                 return True
             self.page.wait_for_timeout(50)

@@ -128,7 +128,7 @@ def test_the_list_and_its_orders_heed_the_review(open_tab: Any, run: Path) -> No
 def test_a_point_within_a_mask_helps_to_refine_it(open_tab: Any, prototype_folder: Path) -> None:
     """It is asked along, as a mark shows: the one that found the mask, where that lies in it, or another."""
     tab = open_tab("--model", prototype_folder)
-    tab.choose("doing", "Refine")
+    tab.act(lambda: tab.choose("doing", "Refine"))
     tab.page.locator("#mode").wait_for(state="hidden")
     for name, place, mask, at in (("a.png", PLACES["edge"], MASKS[2], None), ("b.png", (30, 30), CORNER, (1.5, 1.5))):
         tab.choose_photo(name)
@@ -145,7 +145,7 @@ def test_a_point_within_a_mask_helps_to_refine_it(open_tab: Any, prototype_folde
 def test_masks_are_refined_and_drawn(open_tab: Any, run: Path, prototype_folder: Path) -> None:
     """With a model: another mask takes the place of the clicked one, a new one is added; undo takes back either."""
     tab = open_tab("--model", prototype_folder)
-    tab.choose("doing", "Refine")
+    tab.act(lambda: tab.choose("doing", "Refine"))
     tab.page.locator("#mode").wait_for(state="hidden")
     tab.click(*PLACES["edge"])
     tab.click(130, 100)
@@ -158,7 +158,7 @@ def test_masks_are_refined_and_drawn(open_tab: Any, run: Path, prototype_folder:
     assert len(refined) == 3
     assert not np.array_equal(refined[2], MASKS[2])
     assert (refined[2] <= new).all()
-    tab.choose("doing", "Draw")
+    tab.act(lambda: tab.choose("doing", "Draw"))
     tab.page.locator("#mode").wait_for()
     tab.drag(20, 20, 100, 80)
     drawn = tab.read_layer()

@@ -70,7 +70,9 @@ def serve_jobs(*, bin_folder: Path | None = None, num_cpus: int = 2) -> Iterator
     with (home / "log").open("w") as log:
         head = subprocess.Popen([ray, "start", "--head", "--block", *options], env=environment, stdout=log, stderr=log)
     try:
-        wait_for_answer(environment["RAY_API_SERVER_ADDRESS"], head)
+        wait_for_answer(f"{environment['RAY_API_SERVER_ADDRESS']}/api/version", head)
+        # It hands jobs on to the node's agent, and refuses them ten seconds after it began to look for one.
+        wait_for_answer(f"http://127.0.0.1:{ports[2]}/api/local_raylet_healthz", head)
         yield JobServer(environment, home, ray)
     finally:
         head.terminate()
@@ -105,15 +107,15 @@ def find_ports(count: int) -> list[int]:
     return ports
 
 
-def wait_for_answer(address: str, head: subprocess.Popen[bytes]) -> None:
-    """Until the job server answers, be it that nobody may ask without a token."""
+def wait_for_answer(url: str, head: subprocess.Popen[bytes]) -> None:
+    """Until somebody answers there, be it that nobody may ask without a token."""
     end = time.monotonic() + 120
     while head.poll() is None and time.monotonic() < end:
         try:
-            urllib.request.urlopen(f"{address}/api/version", timeout=2).close()
+            urllib.request.urlopen(url, timeout=2).close()
             return
         except urllib.error.HTTPError:
             return
         except OSError:
             time.sleep(0.2)
-    raise AssertionError("the head does not answer")
+    raise AssertionError(f"nobody answers at {url}")

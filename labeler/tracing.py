@@ -2,14 +2,15 @@
 
 Edges are flat [start, end, start, end ...] positions of a mask's runs in an image that is read column by column.
 
-Loops over pixels are functions of their own over slices, without branches and without arrays to return: so numba compiles
-them to vector instructions. Pixels are taken in blocks, so that little is left over for the slow end of such a loop.
+Loops over pixels have no branches, no arrays to write to and a fixed length, a block's: so numba compiles them to vector
+instructions. What is called for every few pixels is marked ``inline``: counting who holds the arrays that a call passes would
+take longer than the pixels.
 """
 
 import numpy as np
 from numba import njit
 
-from labeler.types import Float32, Int32, Int64, UInt8, UInt32, UInt64
+from labeler.types import Float32, Int32, Int64, UInt8, UInt32
 
 TAPS = 3
 """Logits along an axis that one pixel draws on."""
@@ -17,10 +18,14 @@ TAPS = 3
 BLOCK = 16
 """Pixels of a column that are decided together: AVX-512 computes with so many at once."""
 
-WORD = 8
-"""Pixels that are looked at together where runs are sought: a byte each of 64 bits."""
-
 _ONE, _TWO = np.uint64(1), np.uint64(2)
+_BLOCK_BITS, _LAST_BIT = np.uint64((1 << BLOCK) - 1), np.uint64(BLOCK - 1)
+
+_DE_BRUIJN, _SIX_HIGHEST = np.uint64(0x03F79D71B4CB0A89), np.uint64(58)
+"""Times a power of two, the six highest bits of the first tell which: so a bit's place is found without a loop."""
+_PLACES = np.zeros(64, np.int64)
+for _place in range(64):
+    _PLACES[(int(_DE_BRUIJN) << _place) % 2**64 >> int(_SIX_HIGHEST)] = _place
 
 _ROUNDING_ULP = 8.0
 _UNCLEAR = np.uint8(4)
@@ -56,8 +61,7 @@ def trace_mask(
     extremes, segments = np.empty((2, logits.shape[1]), np.float32), np.empty((num_blocks, 3), np.int64)
     # The last block may reach beyond the column: there is nan, which is above nothing.
     tall, made = np.full((TAPS, num_blocks * BLOCK), np.float32(np.nan)), np.full((TAPS, num_blocks), -1)
-    above = np.empty(num_blocks * BLOCK, np.uint8)
-    words = above.view(np.uint64)
+    in_blocks = tall.reshape(TAPS, num_blocks, BLOCK)
     edges = np.empty(2 * height, np.int64)
     num_edges, num_high, num_low = 0, 0, 0
 
@@ -72,9 +76,10 @@ def trace_mask(
         for tap in range(TAPS):
             slot = (j + tap) % TAPS
             _enlarge(logits[j + tap], j + tap, row_weights, row_first, blocks, tall[slot], made[slot])
-        first, second, third = tall[j % TAPS], tall[(j + 1) % TAPS], tall[(j + 2) % TAPS]
+        first, second, third = in_blocks[j % TAPS], in_blocks[(j + 1) % TAPS], in_blocks[(j + 2) % TAPS]
         for x in range(begin_x, end_x if num_segments else begin_x):
-            edges = _make_room(edges, num_edges, height + 2)
+            if num_edges + height + 2 > len(edges):
+                edges = _lengthen(edges, num_edges, height + 2)
             w0, w1, w2 = column_weights[x, 0], column_weights[x, 1], column_weights[x, 2]
             base = (origin_xy[0] + x) * image_height + origin_xy[1]
             for s in range(num_segments):
@@ -82,10 +87,18 @@ def trace_mask(
                 if not segments[s, 2]:
                     num_edges = append_run(edges, num_edges, base + begin, base + end)
                     continue
-                part = slice(begin, end)
-                high, low = _compare(first[part], second[part], third[part], w0, w1, w2, thresholds, above[part])
-                num_high, num_low = num_high + high, num_low + low
-                num_edges = _append_runs(edges, num_edges, above[part], words[begin // WORD : end // WORD], base + begin)
+                before = np.uint64(0)  # whether the pixel before belongs to the mask
+                if num_edges and edges[num_edges - 1] == base + begin:
+                    num_edges, before = num_edges - 1, _ONE  # The last run may go on.
+                for block in range(begin // BLOCK, end // BLOCK):
+                    found = _compare(first[block], second[block], third[block], w0, w1, w2, thresholds)
+                    num_high, num_low = num_high + (found >> 16 & 31), num_low + (found >> 21)
+                    inside = np.uint64(found) & _BLOCK_BITS
+                    num_edges = _append_turns(edges, num_edges, inside ^ (inside << _ONE | before), base + block * BLOCK)
+                    before = inside >> _LAST_BIT
+                if before:
+                    edges[num_edges] = base + end
+                    num_edges += 1
     return edges[:num_edges].copy(), num_high, num_low
 
 
@@ -174,7 +187,7 @@ def _enlarge(column: Float32, j: int, weights: Float32, row_first: Int32, blocks
             tall[y] = w0[y] * column[k] + w1[y] * column[k + _ONE] + w2[y] * column[k + _TWO]
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, inline="always")
 def _compare(
     first: Float32,
     second: Float32,
@@ -183,54 +196,43 @@ def _compare(
     w1: np.float32,
     w2: np.float32,
     thresholds: tuple[np.float32, np.float32, np.float32],
-    above: UInt8,
-) -> tuple[int, int]:
-    """Pixels of one column, each a mean of three tall logits: which lie above the middle, how many above high and low."""
+) -> np.int32:
+    """One block of a column, each pixel a mean of three tall logits: all that is asked of it in one sum.
+
+    Bits 0 to 15 say which pixels lie above the middle; bits 16 to 20 how many above the high; from 21 on, above the low one.
+    """
     low, middle, high = thresholds
-    num_high, num_low = 0, 0
-    for y in range(len(above)):
+    found = np.int32(0)
+    for y in range(BLOCK):
         value = w0 * first[y] + w1 * second[y] + w2 * third[y]
-        num_high += value > high
-        num_low += value > low
-        above[y] = value > middle
-    return num_high, num_low
+        above = np.int32(1) << np.int32(y) if value > middle else np.int32(0)
+        above = np.int32(above + (np.int32(1 << 16) if value > high else np.int32(0)))
+        above = np.int32(above + (np.int32(1 << 21) if value > low else np.int32(0)))
+        found = np.int32(found + above)  # Numba would go on with 64 bits: half as many in a vector.
+    return found
 
 
-@njit(cache=True, nogil=True)
-def _append_runs(edges: Int64, num_edges: int, above: UInt8, words: UInt64, base: int) -> int:
-    """Append the runs of a piece of a column that begins at position ``base``; ``words`` is the same memory, 8 pixels each."""
-    none, every = np.uint64(0), np.uint64(0x0101010101010101)
-    inside, goes_on = np.uint8(0), none
-    for w in range(len(words)):
-        if words[w] == goes_on:
-            continue
-        for y in range(w * WORD, w * WORD + WORD):
-            if above[y] == inside:
-                continue
-            inside = above[y]
-            if inside and num_edges and edges[num_edges - 1] == base + y:
-                num_edges -= 1  # The last run goes on.
-            else:
-                edges[num_edges] = base + y
-                num_edges += 1
-        goes_on = every if inside else none
-    if inside:
-        edges[num_edges] = base + len(above)
+@njit(cache=True, nogil=True, inline="always")
+def _append_turns(edges: Int64, num_edges: int, turns: np.uint64, base: int) -> int:
+    """Append an edge for every pixel of a block that begins at ``base`` whose bit says that it differs from the one before."""
+    left = turns & _BLOCK_BITS
+    while left:
+        lowest = left & (~left + _ONE)
+        edges[num_edges] = base + _PLACES[lowest * _DE_BRUIJN >> _SIX_HIGHEST]
         num_edges += 1
+        left ^= lowest
     return num_edges
 
 
 @njit(cache=True, nogil=True)
-def _make_room(edges: Int64, num_edges: int, more: int) -> Int64:
+def _lengthen(edges: Int64, num_edges: int, more: int) -> Int64:
     """The same edges with room for so many more."""
-    if num_edges + more <= len(edges):
-        return edges
     longer = np.empty(2 * len(edges) + more, np.int64)
     longer[:num_edges] = edges[:num_edges]
     return longer
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, inline="always")
 def append_run(edges: Int64, num_edges: int, start: int, end: int) -> int:
     """Append a run of mask pixels, or lengthen the last one where it touches; the number of edges. There must be room."""
     if num_edges and edges[num_edges - 1] == start:

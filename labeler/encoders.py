@@ -10,6 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+Place = tuple[Tensor, Tensor]
+"""What tells places apart: (C, H, 1) for the rows and (W, C) for the columns."""
+
+
+def place_features(features: Tensor, place: Place) -> Tensor:
+    """Features (B, C, H, W) with their places, (B, H * W, C)."""
+    rows, columns = place
+    cells = (features + rows).permute(0, 2, 3, 1)
+    # Two sums with a change of layout between them: else OpenVINO adds rows and columns up and stores H * W of them.
+    return (cells + columns).flatten(1, 2)
+
 
 class ChannelNorm(nn.Module):
     """LayerNorm over the channels of each pixel: no running statistics, and padding can't shift what its neighbours see."""
@@ -64,11 +75,11 @@ class SimilarityAttention(nn.Module):
         with torch.no_grad():
             self.key.weight.copy_(self.query.weight)
 
-    def forward(self, features: Tensor, place: Tensor) -> Tensor:
-        """(B, C, H, W) with what tells places apart, (H * W, C), to the same shape."""
+    def forward(self, features: Tensor, place: Place) -> Tensor:
+        """(B, C, H, W) to the same shape."""
         height, width = features.shape[2:]
-        cells = self.norm(features).flatten(2).transpose(1, 2)  # (B, HW, C)
-        placed = cells + place
+        normed = self.norm(features)
+        cells, placed = normed.flatten(2).transpose(1, 2), place_features(normed, place)  # (B, HW, C)
         heads = [
             x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
             for x in (self.query(placed), self.key(placed), self.value(cells))
@@ -78,13 +89,51 @@ class SimilarityAttention(nn.Module):
         return refined
 
 
-def make_waves(height: int, width: int) -> Tensor:
-    """(H * W, 16): sines and cosines of x and y over the input, of one to eight half turns."""
-    ys = ((torch.arange(height) + 0.5) / height)[:, None].expand(height, width)
-    xs = ((torch.arange(width) + 0.5) / width)[None].expand(height, width)
-    turns = torch.pi * 2.0 ** torch.arange(4)
-    angles = torch.stack([ys, xs], dim=-1)[..., None] * turns  # (H, W, 2, 4)
-    return torch.cat([angles.sin(), angles.cos()], dim=-1).reshape(height * width, 16)
+class EdgeAwareFilter(nn.Module):
+    """Every place gets the mean of those around it as far as no border lies between: so all of a thing gets alike.
+
+    The domain transform (Gastal & Oliveira, 2011) with borders that are learned: along rows, then columns, the weight of a
+    place falls with the borders on the way to it. Each head has borders of its own; what comes out starts at zero.
+    """
+
+    rounds = 2
+
+    def __init__(self, channels: int, *, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm = ChannelNorm(channels)
+        self.borders = nn.Conv2d(channels, 2 * num_heads, kernel_size=3, padding=1)
+        self.value = nn.Linear(channels, channels)
+        self.out = nn.Linear(channels, channels)
+        nn.init.constant_(self.borders.get_parameter("bias"), -1.5)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, features: Tensor, place: Place) -> Tensor:
+        """(B, C, H, W) to the same shape."""
+        height, width = features.shape[2:]
+        normed = self.norm(features)
+        right, below = functional.softplus(self.borders(normed).float()).chunk(2, dim=1)  # (B, heads, H, W)
+        rows, columns = _weigh_along(right), _weigh_along(below.transpose(2, 3))
+        cells = self.value(place_features(normed, place))  # (B, HW, C)
+        cells = cells.unflatten(2, (self.num_heads, -1)).transpose(1, 2).unflatten(2, (height, width))  # (B, heads, H, W, c)
+        for _ in range(self.rounds):
+            cells = (columns @ (rows @ cells).transpose(2, 3)).transpose(2, 3)
+        told = self.out(cells.flatten(2, 3).transpose(1, 2).flatten(2))
+        refined: Tensor = features + told.transpose(1, 2).unflatten(2, (height, width))
+        return refined
+
+
+def _weigh_along(borders: Tensor) -> Tensor:
+    """Weights (..., n, n) of the places of a row for each other; borders (..., n), each between a place and the next."""
+    way = borders.cumsum(-1) - borders
+    return (-(way[..., :, None] - way[..., None, :]).abs()).softmax(dim=-1)
+
+
+def make_waves(length: int) -> Tensor:
+    """(n, 8): sines and cosines of the way along a side, of one to eight half turns."""
+    angles = ((torch.arange(length) + 0.5) / length)[:, None] * torch.pi * 2.0 ** torch.arange(4)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
 class PyramidEncoder(nn.Module):
@@ -96,6 +145,7 @@ class PyramidEncoder(nn.Module):
         encoder_dims: channels at strides 4, 8, 16 and 32.
         encoder_depths: residual blocks at strides 4, 8, 16 and 32.
         encoder_attention_heads: of the attentions at stride 8, one on the way down and two on the way up; 0: there are none.
+        encoder_filter_heads: of the edge-aware filters at stride 8, one after each attention on the way up; 0: there are none.
     """
 
     stride = 8
@@ -108,6 +158,7 @@ class PyramidEncoder(nn.Module):
         encoder_dims: Sequence[int] = (48, 96, 160, 256),
         encoder_depths: Sequence[int] = (2, 3, 2, 2),
         encoder_attention_heads: int = 0,
+        encoder_filter_heads: int = 0,
     ) -> None:
         super().__init__()
         if image_size % 32:
@@ -133,10 +184,10 @@ class PyramidEncoder(nn.Module):
         self.lateral8 = nn.Conv2d(dims[2], dims[1], kernel_size=1)
         self.merge16 = ResidualBlock(dims[2])
         self.merge8 = nn.Sequential(ResidualBlock(dims[1]), ResidualBlock(dims[1]), ChannelNorm(dims[1]))
-        if encoder_attention_heads:
-            self.place = nn.Linear(16, dims[1], bias=False)
-            self.look = nn.ModuleList(SimilarityAttention(dims[1], num_heads=encoder_attention_heads) for _ in range(3))
-        self.has_attention = encoder_attention_heads > 0
+        num_looks, num_spreads = 3 if encoder_attention_heads else 0, 2 if encoder_filter_heads else 0
+        self.place = nn.Linear(16, dims[1], bias=False) if num_looks or num_spreads else None
+        self.look = nn.ModuleList(SimilarityAttention(dims[1], num_heads=encoder_attention_heads) for _ in range(num_looks))
+        self.spread = nn.ModuleList(EdgeAwareFilter(dims[1], num_heads=encoder_filter_heads) for _ in range(num_spreads))
         self.neck = nn.Sequential(nn.Conv2d(dims[1], prompt_embed_dim, kernel_size=1), ChannelNorm(prompt_embed_dim))
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -144,27 +195,32 @@ class PyramidEncoder(nn.Module):
         at4 = self.stages[0](self.stem(pixels))
         at8 = self.stages[1](self.down[0](at4))
         place = self._tell_places(at8)
-        at8 = self._look(at8, place, 0)
+        at8 = _refine(self.look, 0, at8, place)
         at16 = self.stages[2](self.down[1](at8))
         at32 = self.stages[3](self.down[2](at16))
         at16 = self.merge16(at16 + functional.interpolate(self.lateral16(at32), scale_factor=2.0, mode="nearest"))
         at8 = at8 + functional.interpolate(self.lateral8(at16), scale_factor=2.0, mode="nearest") + self.fine(at4)
-        first, second, norm = self.merge8
-        at8 = self._look(second(self._look(first(at8), place, 1)), place, 2)
+        *blocks, norm = self.merge8
+        for i, block in enumerate(blocks):
+            at8 = _refine(self.spread, i, _refine(self.look, i + 1, block(at8), place), place)
         features: Tensor = self.neck(norm(at8))
         return features
 
-    def _tell_places(self, features: Tensor) -> Tensor | None:
-        if not self.has_attention:
+    def _tell_places(self, features: Tensor) -> Place | None:
+        if self.place is None:
             return None
-        place: Tensor = self.place(make_waves(features.shape[2], features.shape[3]).to(features))
-        return place.half().to(place.dtype)  # The same for all pictures, so it is stored: as short as a weight.
+        of_rows, of_columns = self.place.weight.chunk(2, dim=1)
+        rows, columns = (
+            functional.linear(weight, make_waves(side).to(weight))  # (C, n)
+            for side, weight in zip(features.shape[2:], (of_rows, of_columns), strict=True)
+        )
+        # The same for all pictures, so they are stored: as short as weights.
+        return rows.half().to(features.dtype)[:, :, None], columns.half().to(features.dtype).T
 
-    def _look(self, features: Tensor, place: Tensor | None, which: int) -> Tensor:
-        if place is None:
-            return features
-        seen: Tensor = self.look[which](features, place)
-        return seen
+
+def _refine(modules: nn.ModuleList, which: int, features: Tensor, place: Place | None) -> Tensor:
+    """What one of the attentions or filters makes of features; the same where the encoder has none."""
+    return modules[which](features, place) if len(modules) else features
 
 
 ENCODERS: dict[str, Callable[..., nn.Module]] = {"pyramid": PyramidEncoder}

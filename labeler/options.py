@@ -60,8 +60,8 @@ class MaskOptions(BaseModel):
 
     points: Points = "all"
     """'adaptive' asks a coarse part of the grid first and skips points well inside the masks that it found. Some things that
-    lie inside others are lost: on 24 photos with the small model of the tests it took 30 % less time and found 1.5 instead of
-    1.9 % of people's regions (AR), 36 instead of 47 masks a photo."""
+    lie inside others are lost: on 26 photos with the model tiny it took 44 % less time and found 9.2 instead of 9.8 % of
+    people's regions (AR), 63 instead of 91 masks a photo."""
 
     point_grids: Annotated[tuple[_PointGrid, ...] | None, BeforeValidator(_read_point_grids)] = None
     """A JSON file with one list of [x, y] a crop layer, each 0-1 of the crop's width and height, instead of the grids."""
@@ -97,8 +97,8 @@ class MaskOptions(BaseModel):
     """Drop masks that cover more than this part of the image, before any duplicate is looked for. SA-1B used 0.95."""
 
     precision: Precision = "f32"
-    """What the CPU computes in. bf16 and f16 are faster where the CPU has them and move masks a little: with the small model
-    of the tests bf16 found 92 % of f32's masks again (IoU 0.9), and people's regions as often. f32 unless asked."""
+    """What the CPU computes in. bf16 and f16 are faster where the CPU has them and move masks a little: with the model tiny
+    bf16 found 77 % of f32's masks again (IoU 0.9), f16 96 %, and people's regions as often. f32 unless asked."""
 
     exif: Exif = "apply"
     """Turn photos upright as their EXIF orientation says, or take the stored pixels. Masks are in the frame chosen here."""
@@ -171,8 +171,8 @@ def name_prices(options: MaskOptions) -> list[str]:
     prices = []
     if options.precision != "f32":
         prices.append(
-            f"--precision {options.precision} moves masks: bf16 found 92 % of f32's again (IoU 0.9) with the small model of "
-            "the tests; benchmarks/precision.py measures yours"
+            f"--precision {options.precision} moves masks: bf16 found 77 % of f32's again (IoU 0.9), f16 96 %, with the model "
+            "tiny; benchmarks/precision.py measures yours"
         )
     if options.points == "adaptive":
         prices.append("--points adaptive skips points, and so loses some masks; its help says how many where it was measured")

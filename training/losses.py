@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from labeler.encoders import EdgeAwareFilter
+
 FOCAL_WEIGHT = 20.0
 CELL = 4  # pixels of a mask that one feature's upscaling draws, each way
 NEAR_A_BORDER, INSIDE, ELSEWHERE = 8.0, 2.0, 1.0  # how likely a cell is drawn
@@ -191,3 +193,36 @@ class Hint(nn.Module):
         dice = 1.0 - (2.0 * (probability * t).sum(-1) + 1.0) / (probability.sum(-1) + t.sum(-1) + 1.0)
         loss: Tensor = ((entropy + dice) * known).sum() / known.sum().clamp(min=1)
         return loss
+
+
+class BorderHint:
+    """The filters of an encoder are told where borders run: their first three heads' those of the three levels.
+
+    Args:
+        encoder: each time it runs, its filters' borders are kept until they are judged.
+    """
+
+    def __init__(self, encoder: nn.Module) -> None:
+        self._told: list[Tensor] = []
+        for module in encoder.modules():
+            if isinstance(module, EdgeAwareFilter):
+                module.borders.register_forward_hook(lambda _module, _args, told: self._told.append(told))
+
+    def __call__(self, levels: Tensor) -> Tensor:
+        """Loss () with levels (B, 3, S, S) of ids, 0 where nothing is sure: exp(-border) is the chance of one region."""
+        loss = torch.zeros((), device=levels.device)
+        for told in self._told:
+            right, below = functional.softplus(told.float()).chunk(2, dim=1)  # (B, heads, H, W)
+            step = levels.shape[-1] // told.shape[-1]
+            ids = levels[:, :, step // 2 :: step, step // 2 :: step].int()
+            loss = loss + _judge_borders(right, ids) + _judge_borders(below.transpose(2, 3), ids.transpose(2, 3))
+        self._told.clear()
+        return loss
+
+
+def _judge_borders(borders: Tensor, ids: Tensor) -> Tensor:
+    """Cross entropy () of borders (B, heads, H, W), each to the place after it in the row, and ids (B, 3, H, W)."""
+    border, here, there = borders[:, :3, :, :-1].clamp(min=1e-4), ids[..., :-1], ids[..., 1:]
+    known = (here > 0) & (there > 0)
+    cost = torch.where(here == there, border, -torch.log(-torch.expm1(-border)))
+    return (cost * known).sum() / known.sum().clamp(min=1)

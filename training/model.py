@@ -23,6 +23,7 @@ ARCHITECTURE: dict[str, Any] = {
     "encoder_dims": [48, 96, 160, 240],
     "encoder_depths": [2, 3, 2, 2],
     "encoder_attention_heads": 3,
+    "encoder_filter_heads": 6,
     "prompt_embed_dim": 64,
     "mask_in_chans": 16,
     "decoder_depth": 2,

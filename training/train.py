@@ -20,7 +20,7 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from training.losses import CELL, Hint, Verdict, draw_sample, judge, target_masks
+from training.losses import CELL, BorderHint, Hint, Verdict, draw_sample, judge, target_masks
 from training.model import ARCHITECTURE, build_model, decode, embed_points, encode, set_input_size
 from training.photos import load_photos
 from training.prompts import ExampleStream
@@ -63,6 +63,7 @@ class Run:
 
     sam: Sam
     hint: Hint
+    border_hint: BorderHint
     optimizer: torch.optim.Optimizer
     step: int = 0
     trained_s: float = 0.0
@@ -99,7 +100,7 @@ def train(recipe: Recipe, *, architecture: dict[str, Any], bank: PhotoBank, fold
         logger.info("started from %s; these are new: %s; these are dropped: %s", start, *fresh)
     sam = sam.to(recipe.device, memory_format=torch.channels_last)
     hint = Hint(architecture["prompt_embed_dim"]).to(recipe.device)
-    run = Run(sam=sam, hint=hint, optimizer=_make_optimizer(sam, hint, recipe))
+    run = Run(sam=sam, hint=hint, border_hint=BorderHint(sam.image_encoder), optimizer=_make_optimizer(sam, hint, recipe))
     if (folder / CHECKPOINT).exists():
         run.load(folder, recipe.device)
         logger.info("going on from step %d, %.0f s trained", run.step, run.trained_s)
@@ -185,8 +186,9 @@ def _take_step(run: Run, recipe: Recipe, batch: dict[str, Tensor], *, progress: 
         logits, predicted = decode(sam, features, tokens, cells=sample.index)
     verdict = judge(logits, predicted, sample, known=known, pick=batch["pick"], is_click=is_click)
     hint = run.hint(features, batch["levels"], batch["points_xy"][:, :, 0])
-    loss = (verdict.masks + verdict.iou).mean() + 0.5 * (1.0 - progress) * hint
-    told = {"masks": verdict.masks.mean(), "iou": verdict.iou.mean(), "hint": hint}
+    borders = run.border_hint(batch["levels"])
+    loss = (verdict.masks + verdict.iou).mean() + (1.0 - progress) * (0.5 * hint + borders)
+    told = {"masks": verdict.masks.mean(), "iou": verdict.iou.mean(), "hint": hint, "borders": borders}
     told |= _split_ious(verdict, is_click, batch["found"])
     if torch.rand(()) < recipe.refine_chance:
         refined = _refine(sam, recipe, batch, features=features, targets=targets)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from training.losses import Hint, draw_sample, judge, order_by_cells, target_masks
+from labeler.encoders import EdgeAwareFilter
+from training.losses import BorderHint, Hint, draw_sample, judge, order_by_cells, target_masks
 from training.train import draw_correction
 
 
@@ -70,6 +71,26 @@ def test_features_that_tell_regions_apart_satisfy_the_hint() -> None:
         hint.spread.weight.fill_(0.2)
         hint.spread.bias.zero_()
     assert hint(features, levels, clicks) < 0.3 * blind
+
+
+def test_filters_that_know_where_borders_run_satisfy_the_border_hint() -> None:
+    """A border counts where two regions of its level meet; where nothing is sure it costs nothing; it is told once."""
+    levels = torch.zeros(1, 3, 32, 32, dtype=torch.int16)
+    levels[0, 0] = 1
+    levels[0, 0, :, 16:] = 2  # level 1 is one region, level 2 unknown
+    levels[0, 1] = 1
+    spread, place = EdgeAwareFilter(6, num_heads=6), (torch.zeros(6, 1, 1), torch.zeros(4, 6))
+    hint = BorderHint(spread)
+    told = torch.full((1, 12, 4, 4), -9.0)
+    told[:, 0, :, 1] = 9.0
+    told[:, 2] = 9.0
+    spread.borders.register_forward_hook(lambda *_: told, prepend=True)
+    spread(torch.randn(1, 6, 4, 4), place)
+    assert float(hint(levels)) < 1e-3
+    assert float(hint(levels)) == 0.0
+    told = told.roll(1, dims=3)
+    spread(torch.randn(1, 6, 4, 4), place)
+    assert float(hint(levels)) > 1.0
 
 
 def test_a_correcting_point_lies_where_the_mask_is_wrong() -> None:

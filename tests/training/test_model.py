@@ -13,6 +13,7 @@ SMALL = {
     "encoder_dims": [8, 16, 16, 16],
     "encoder_depths": [1, 1, 1, 1],
     "encoder_attention_heads": 2,
+    "encoder_filter_heads": 2,
     "prompt_embed_dim": 32,
     "mask_in_chans": 8,
     "decoder_mlp_dim": 32,

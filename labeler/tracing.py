@@ -2,7 +2,7 @@
 
 Edges are flat [start, end, start, end ...] positions of a mask's runs in an image that is read column by column.
 
-Loops over pixels have no branches, no arrays to write to and a fixed length, a block's: so numba compiles them to vector
+The loop over a block's pixels has no branches, writes to no array and is of fixed length: so numba compiles it to vector
 instructions. What is called for every few pixels is marked ``inline``: counting who holds the arrays that a call passes would
 take longer than the pixels.
 """

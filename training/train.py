@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 
 from training.losses import CELL, BorderHint, Hint, Verdict, draw_sample, judge, target_masks
 from training.model import ARCHITECTURE, build_model, decode, embed_points, encode, set_input_size
+from training.muon import Muon, is_matrix
 from training.photos import load_photos
 from training.prompts import ExampleStream
 from training.scenes import PhotoBank
@@ -33,6 +34,7 @@ WARMUP_STEPS = 200
 REFINED_A_SCENE = 4
 CELLS_SHARE = 0.25  # of a mask's cells that a step compares
 LEAST_RATE = 0.01
+WEIGHT_DECAY = 0.02
 LONGEST_STEP_S = 10.0  # a run that was stopped for a while has not trained meanwhile
 SAVE_EVERY_S = 180.0
 TELL_EVERY_STEPS = 50
@@ -64,7 +66,7 @@ class Run:
     sam: Sam
     hint: Hint
     border_hint: BorderHint
-    optimizer: torch.optim.Optimizer
+    optimizers: Sequence[torch.optim.Optimizer]
     step: int = 0
     trained_s: float = 0.0
     means: dict[str, float] = field(default_factory=dict)
@@ -75,7 +77,7 @@ class Run:
             "architecture": architecture,
             "sam": self.sam.state_dict(),
             "hint": self.hint.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "step": self.step,
             "trained_s": self.trained_s,
         }
@@ -87,7 +89,8 @@ class Run:
         state = torch.load(folder / CHECKPOINT, map_location=device, weights_only=True)
         self.sam.load_state_dict(state["sam"])
         self.hint.load_state_dict(state["hint"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, its_state in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(its_state)
         self.step, self.trained_s = state["step"], state["trained_s"]
 
 
@@ -100,7 +103,7 @@ def train(recipe: Recipe, *, architecture: dict[str, Any], bank: PhotoBank, fold
         logger.info("started from %s; these are new: %s; these are dropped: %s", start, *fresh)
     sam = sam.to(recipe.device, memory_format=torch.channels_last)
     hint = Hint(architecture["prompt_embed_dim"]).to(recipe.device)
-    run = Run(sam=sam, hint=hint, border_hint=BorderHint(sam.image_encoder), optimizer=_make_optimizer(sam, hint, recipe))
+    run = Run(sam=sam, hint=hint, border_hint=BorderHint(sam.image_encoder), optimizers=_make_optimizers(sam, hint, recipe))
     if (folder / CHECKPOINT).exists():
         run.load(folder, recipe.device)
         logger.info("going on from step %d, %.0f s trained", run.step, run.trained_s)
@@ -114,13 +117,12 @@ def train(recipe: Recipe, *, architecture: dict[str, Any], bank: PhotoBank, fold
     return sam
 
 
-def _make_optimizer(sam: Sam, hint: Hint, recipe: Recipe) -> torch.optim.Optimizer:
+def _make_optimizers(sam: Sam, hint: Hint, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Muon for matrices and kernels, AdamW for the rest."""
     parameters = [p for module in (sam, hint) for p in module.parameters()]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": 0.02},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98), foreach=True)
+    muon = Muon([p for p in parameters if is_matrix(p)], lr=recipe.learning_rate, weight_decay=WEIGHT_DECAY)
+    rest = [p for p in parameters if not is_matrix(p)]
+    return [muon, torch.optim.AdamW(rest, lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.0, foreach=True)]
 
 
 def _train_stage(
@@ -130,8 +132,9 @@ def _train_stage(
     clock = saved = time.monotonic()
     while run.trained_s < until_s:
         progress = run.trained_s / (60.0 * recipe.minutes)
-        for group in run.optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * _rate(run.step, progress)
+        for optimizer in run.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.learning_rate * _rate(run.step, progress)
         batch = {name: value.to(recipe.device, non_blocking=True) for name, value in next(batches).items()}
         told = _take_step(run, recipe, batch, progress=progress)
         now = time.monotonic()
@@ -194,10 +197,12 @@ def _take_step(run: Run, recipe: Recipe, batch: dict[str, Tensor], *, progress: 
         refined = _refine(sam, recipe, batch, features=features, targets=targets)
         loss = loss + 0.5 * (refined.masks + refined.iou).mean()
         told["refined"] = refined.single_iou.mean()
-    run.optimizer.zero_grad()
+    for optimizer in run.optimizers:
+        optimizer.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(sam.parameters(), 1.0)
-    run.optimizer.step()
+    for optimizer in run.optimizers:
+        optimizer.step()
     return {"loss": loss, **told}
 
 

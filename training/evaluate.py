@@ -9,9 +9,11 @@ Must not know how the model was trained.
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,7 @@ from training.scenes import PhotoBank, draw_scene
 
 VALIDATION_SEEDS = range(1000)  # fixed before any training; training draws from other seeds (train.py)
 CLICKS_A_SCENE, BOXES_A_SCENE = 12, 4
+CLICK_CLASSES = {"pixels from a border": (0, 2, 4, 8, 16), "area": (0, 150, 400, 1200, 4000)}
 AR_THRESHOLDS = np.arange(0.5, 0.96, 0.05)
 NUMBERS_OF_MASKS = (50, 100)
 
@@ -68,7 +71,19 @@ def measure_scenes(sam: Sam, *, bank: PhotoBank, seeds: Sequence[int] = VALIDATI
         "chosen, regions found in photographs": float(table["chosen"][click & found].mean()),
         "correlation, all clicks": _correlation(table, click),
         "box, regions found in photographs": float(table["single"][~click & found].mean()),
+        **_split_clicks({name: column[drawn] for name, column in table.items()}),
     }
+
+
+def _split_clicks(table: dict[str, Floats]) -> dict[str, float]:
+    """Best of three by where a click lies and by how large the thing is, in pixels of the input."""
+    figures = {}
+    for column, edges in CLICK_CLASSES.items():
+        for low, high in pairwise((*edges, math.inf)):
+            rows = (table[column] >= low) & (table[column] < high)
+            if rows.any():
+                figures[f"best of three, {column} {low} to {high}, {rows.sum()} clicks"] = float(table["best"][rows].mean())
+    return figures
 
 
 def _draw_examples(bank: PhotoBank, seeds: Sequence[int], *, size: int) -> Iterator[Example]:
@@ -83,7 +98,7 @@ def _draw_examples(bank: PhotoBank, seeds: Sequence[int], *, size: int) -> Itera
 
 @torch.no_grad()
 def _measure_example(sam: Sam, example: Example) -> dict[str, Floats]:
-    """Columns, a row a prompt; the three masks' predicted and true IoUs as (P, 3)."""
+    """Columns, a row a prompt: the three masks' predicted and true IoUs as (P, 3), the rest (P,)."""
     batch = {name: torch.from_numpy(np.asarray(value))[None] for name, value in vars(example).items()}
     features = encode(sam, batch["pixels"], batch["size_hw"])
     logits, predicted = decode(sam, features, embed_points(sam, batch["points_xy"], batch["labels"]))
@@ -93,6 +108,8 @@ def _measure_example(sam: Sam, example: Example) -> dict[str, Floats]:
     asked = iou[torch.arange(len(iou)), :, batch["pick"][0]]
     fits = iou.amax(-1)[:, 1:]
     chosen = predicted[0, :, 1:].argmax(-1, keepdim=True)
+    asked_for = wanted[torch.arange(len(iou)), batch["pick"][0]].numpy()  # (P, S, S)
+    clicks = example.points_xy[:, 0].astype(int)
     columns = {
         "is_click": batch["labels"][0, :, 0] == 1,
         "found": batch["found"][0],
@@ -102,8 +119,16 @@ def _measure_example(sam: Sam, example: Example) -> dict[str, Floats]:
         "single": asked[:, 0],
         "predicted": predicted[0, :, 1:],
         "true": fits,
+        "area": torch.from_numpy(asked_for.sum(axis=(1, 2))),
+        "pixels from a border": torch.tensor([_measure_depth(*pair) for pair in zip(asked_for, clicks, strict=True)]),
     }
     return {name: column.double().numpy() for name, column in columns.items()}
+
+
+def _measure_depth(mask: Bool, at_xy: NDArray[np.int64]) -> float:
+    """How far a pixel lies from what is outside a mask (H, W); 0 outside."""
+    x, y = at_xy
+    return float(cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 5)[y, x])
 
 
 def _pair_iou(masks: Tensor, wanted: Tensor) -> Tensor:
@@ -191,10 +216,12 @@ def measure_masks(predictor: Predictor, photos: Iterator[LabeledPhoto], *, given
         masks, _ = generate_masks(photo.pixels, predictor=predictor, options=options)
         counts.append(len(masks))
         ours = mask_set_to_rles(masks)
+        by_area = sorted(ours, key=lambda rle: -float(coco_masks.area(rle)))
         columns = {"generator, all": ours}
         largest, shuffled = segment_pooled(photo.pixels)
         for number in NUMBERS_OF_MASKS:
             columns[f"generator, best {number}"] = ours[:number]
+            columns[f"generator, largest {number}"] = by_area[:number]
             columns[f"felzenszwalb, largest {number}"] = largest[:number]
             columns[f"felzenszwalb, random {number}"] = shuffled[:number]
         for name, found in columns.items():
@@ -249,7 +276,7 @@ def main() -> None:
         else:
             figures = measure_clicks(sam, read_labeled_photos(flags.regions))
     for name, value in figures.items():
-        sys.stdout.write(f"{name:50s} {value:.3f}\n")
+        sys.stdout.write(f"{name:60s} {value:.3f}\n")
 
 
 if __name__ == "__main__":

@@ -4,9 +4,11 @@ Must not know scenes, optimisers or files. Masks are compared at the decoder's o
 its cells (4x4 pixels of one feature): all of those that a border runs through, some of the others, weighed by their chance.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
+from segment_anything.modeling import Sam
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -226,3 +228,52 @@ def _judge_borders(borders: Tensor, ids: Tensor) -> Tensor:
     known = (here > 0) & (there > 0)
     cost = torch.where(here == there, border, -torch.log(-torch.expm1(-border)))
     return (cost * known).sum() / known.sum().clamp(min=1)
+
+
+class AimHint:
+    """The points of a prompt are told to look where they are: the first head of each of their looks at the picture.
+
+    Unless told they hardly do so at the first look, and what is learned there never reaches the mask's tokens.
+
+    Args:
+        sam: each time its decoder runs, what its points ask and what the picture answers is kept until it is judged.
+    """
+
+    def __init__(self, sam: Sam) -> None:
+        self._sam = sam
+        self._kept: dict[nn.Module, Tensor] = {}
+        self._looks = [layer.cross_attn_token_to_image for layer in sam.mask_decoder.transformer.layers]
+        for attention in self._looks:
+            for projection in (attention.q_proj, attention.k_proj):
+                projection.register_forward_hook(lambda module, _args, out: self._kept.__setitem__(module, out))
+
+    def __call__(self, points_xy: Tensor, labels: Tensor) -> Tensor:
+        """Loss () of the decoder's last run, with its points (B, P, N, 2) in the input frame and their labels (B, P, N).
+
+        Cross entropy with the places around each point, weighed as for bilinear interpolation.
+        """
+        place = self._sam.prompt_encoder.get_dense_pe()  # (1, C, h, w)
+        stride = self._sam.image_encoder.img_size / place.shape[-1]
+        index, weights = _find_places((points_xy + 0.5) / stride - 0.5, grid_hw=(place.shape[2], place.shape[3]))
+        loss = torch.zeros((), device=labels.device)
+        for attention in self._looks:
+            width = attention.internal_dim // attention.num_heads
+            asked = self._kept.pop(attention.q_proj)[:, :, -labels.shape[-1] :, :width].float()  # (B, P, N, d)
+            there = self._kept.pop(attention.k_proj)[..., :width].float()  # (B, 1 or P, hw, d)
+            there = there + functional.linear(place.flatten(2).transpose(1, 2), attention.k_proj.weight[:width])
+            likely = (asked @ there.transpose(-1, -2) / math.sqrt(width)).log_softmax(dim=-1)
+            loss = loss - ((likely.gather(-1, index) * weights).sum(-1) * (labels >= 0)).sum() / (labels >= 0).sum()
+        self._kept.clear()
+        return loss
+
+
+def _find_places(at_xy: Tensor, *, grid_hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Index (..., 4) in h * w of the places around points (..., 2), in units of places, and their weights (..., 4)."""
+    limit = torch.tensor([grid_hw[1], grid_hw[0]], device=at_xy.device) - 1
+    at = torch.minimum(at_xy.clamp(min=0), limit)
+    first = torch.minimum(at.floor(), limit - 1)
+    x, y = (at - first).unbind(-1)
+    weights = torch.stack([(1 - x) * (1 - y), x * (1 - y), (1 - x) * y, x * y], dim=-1)
+    left, top = first.long().unbind(-1)
+    start = top * grid_hw[1] + left
+    return torch.stack([start, start + 1, start + grid_hw[1], start + grid_hw[1] + 1], dim=-1), weights

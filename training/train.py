@@ -20,7 +20,7 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from training.losses import CELL, BorderHint, Hint, Verdict, draw_sample, judge, target_masks
+from training.losses import CELL, AimHint, BorderHint, Hint, Verdict, draw_sample, judge, target_masks
 from training.model import ARCHITECTURE, build_model, decode, embed_points, encode, set_input_size
 from training.muon import Muon, is_matrix
 from training.photos import load_photos
@@ -33,6 +33,7 @@ CHECKPOINT = "checkpoint.pth"
 WARMUP_STEPS = 200
 REFINED_A_SCENE = 4
 CELLS_SHARE = 0.25  # of a mask's cells that a step compares
+AIM_WEIGHT = 0.1
 LEAST_RATE = 0.01
 WEIGHT_DECAY = 0.02
 LONGEST_STEP_S = 10.0  # a run that was stopped for a while has not trained meanwhile
@@ -66,6 +67,7 @@ class Run:
     sam: Sam
     hint: Hint
     border_hint: BorderHint
+    aim_hint: AimHint
     optimizers: Sequence[torch.optim.Optimizer]
     step: int = 0
     trained_s: float = 0.0
@@ -103,7 +105,13 @@ def train(recipe: Recipe, *, architecture: dict[str, Any], bank: PhotoBank, fold
         logger.info("started from %s; these are new: %s; these are dropped: %s", start, *fresh)
     sam = sam.to(recipe.device, memory_format=torch.channels_last)
     hint = Hint(architecture["prompt_embed_dim"]).to(recipe.device)
-    run = Run(sam=sam, hint=hint, border_hint=BorderHint(sam.image_encoder), optimizers=_make_optimizers(sam, hint, recipe))
+    run = Run(
+        sam=sam,
+        hint=hint,
+        border_hint=BorderHint(sam.image_encoder),
+        aim_hint=AimHint(sam),
+        optimizers=_make_optimizers(sam, hint, recipe),
+    )
     if (folder / CHECKPOINT).exists():
         run.load(folder, recipe.device)
         logger.info("going on from step %d, %.0f s trained", run.step, run.trained_s)
@@ -190,8 +198,9 @@ def _take_step(run: Run, recipe: Recipe, batch: dict[str, Tensor], *, progress: 
     verdict = judge(logits, predicted, sample, known=known, pick=batch["pick"], is_click=is_click)
     hint = run.hint(features, batch["levels"], batch["points_xy"][:, :, 0])
     borders = run.border_hint(batch["levels"])
-    loss = (verdict.masks + verdict.iou).mean() + (1.0 - progress) * (0.5 * hint + borders)
-    told = {"masks": verdict.masks.mean(), "iou": verdict.iou.mean(), "hint": hint, "borders": borders}
+    aim = run.aim_hint(batch["points_xy"], batch["labels"])
+    loss = (verdict.masks + verdict.iou).mean() + (1.0 - progress) * (0.5 * hint + borders + AIM_WEIGHT * aim)
+    told = {"masks": verdict.masks.mean(), "iou": verdict.iou.mean(), "hint": hint, "borders": borders, "aim": aim}
     told |= _split_ious(verdict, is_click, batch["found"])
     if torch.rand(()) < recipe.refine_chance:
         refined = _refine(sam, recipe, batch, features=features, targets=targets)

@@ -1,10 +1,13 @@
 """What training asks for."""
 
+import math
+
 import pytest
 import torch
 
 from labeler.encoders import EdgeAwareFilter
-from training.losses import BorderHint, Hint, draw_sample, judge, order_by_cells, target_masks
+from training.losses import AimHint, BorderHint, Hint, draw_sample, judge, order_by_cells, target_masks
+from training.model import ARCHITECTURE, build_model, decode, embed_points
 from training.train import draw_correction
 
 
@@ -91,6 +94,31 @@ def test_filters_that_know_where_borders_run_satisfy_the_border_hint() -> None:
     told = told.roll(1, dims=3)
     spread(torch.randn(1, 6, 4, 4), place)
     assert float(hint(levels)) > 1.0
+
+
+@torch.no_grad()
+def test_points_that_look_where_they_are_satisfy_the_aim_hint() -> None:
+    """The middle of a place asks for that place, a corner for all four around it, a padding point for none."""
+    sam = build_model({**ARCHITECTURE, "image_size": 64})
+    hint = AimHint(sam)
+    answers = torch.zeros(1, 1, 64, 32)  # 8x8 places
+    answers[0, 0, [9, 10, 17, 18], 0] = 90.0
+    for layer in sam.mask_decoder.transformer.layers:
+        attention = layer.cross_attn_token_to_image
+        torch.nn.init.zeros_(attention.k_proj.weight)
+        attention.q_proj.register_forward_hook(lambda *_: torch.ones(1, 1, 7, 32), prepend=True)
+        attention.k_proj.register_forward_hook(lambda *_: answers, prepend=True)
+
+    def judge_points(x: float, y: float) -> float:
+        points_xy, labels = torch.tensor([[[[x, y], [0.0, 0.0]]]]), torch.tensor([[[1, -1]]])
+        decode(sam, torch.zeros(1, 64, 8, 8), embed_points(sam, points_xy, labels))
+        return float(hint(points_xy, labels)) / 2  # two looks
+
+    assert judge_points(15.5, 15.5) == pytest.approx(math.log(4))
+    assert judge_points(40.0, 40.0) > 10.0
+    answers[0, 0, [9, 10, 17], 0] = 0.0
+    assert judge_points(19.5, 19.5) == pytest.approx(0.0, abs=1e-4)
+    assert judge_points(15.5, 15.5) > 5.0
 
 
 def test_a_correcting_point_lies_where_the_mask_is_wrong() -> None:

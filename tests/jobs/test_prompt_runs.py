@@ -38,7 +38,8 @@ def list_faults(output: Path) -> list[str]:
 
 
 def read_parts(output: Path) -> dict[str, bytes]:
-    return {f"{p.parent.name}/{p.name}": p.read_bytes() for name in ("masks", "prompts") for p in (output / name).iterdir()}
+    """Files of masks and prompts, without the hidden one that a killed worker may leave half written."""
+    return {f"{p.parent.name}/{p.name}": p.read_bytes() for name in ("masks", "prompts") for p in (output / name).glob("part-*")}
 
 
 ROWS: list[dict[str, Any]] = [

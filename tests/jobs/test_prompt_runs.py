@@ -39,7 +39,8 @@ def list_faults(output: Path) -> list[str]:
 
 def read_parts(output: Path) -> dict[str, bytes]:
     """Files of masks and prompts, without the hidden one that a killed worker may leave half written."""
-    return {f"{p.parent.name}/{p.name}": p.read_bytes() for name in ("masks", "prompts") for p in (output / name).glob("part-*")}
+    parts = [path for name in ("masks", "prompts") for path in (output / name).glob("part-*")]
+    return {f"{part.parent.name}/{part.name}": part.read_bytes() for part in parts}
 
 
 ROWS: list[dict[str, Any]] = [

@@ -210,6 +210,7 @@ def test_a_node_that_comes_and_a_node_that_goes(
     workers = wait_until(lambda: len(found := find_workers(growing_cluster.process.pid)) == 2 and found)
     assert len(set(workers)) == 2
     time.sleep(2.5)
+    wait_until(lambda: len(find_workers(growing_cluster.process.pid)) == 2)  # Between two shards its death would harm none.
     growing_cluster.order("kill")
     _, err = driver.communicate(timeout=200)
     assert driver.returncode == 0, err

@@ -108,8 +108,8 @@ def _measure_example(sam: Sam, example: Example) -> dict[str, Floats]:
     asked = iou[torch.arange(len(iou)), :, batch["pick"][0]]
     fits = iou.amax(-1)[:, 1:]
     chosen = predicted[0, :, 1:].argmax(-1, keepdim=True)
-    asked_for = wanted[torch.arange(len(iou)), batch["pick"][0]].numpy()  # (P, S, S)
-    clicks = example.points_xy[:, 0].astype(int)
+    regions = wanted[torch.arange(len(iou)), batch["pick"][0]]  # (P, S, S)
+    points_xy = example.points_xy[:, 0].astype(int)
     columns = {
         "is_click": batch["labels"][0, :, 0] == 1,
         "found": batch["found"][0],
@@ -119,8 +119,8 @@ def _measure_example(sam: Sam, example: Example) -> dict[str, Floats]:
         "single": asked[:, 0],
         "predicted": predicted[0, :, 1:],
         "true": fits,
-        "area": torch.from_numpy(asked_for.sum(axis=(1, 2))),
-        "pixels from a border": torch.tensor([_measure_depth(*pair) for pair in zip(asked_for, clicks, strict=True)]),
+        "area": regions.flatten(1).sum(-1),
+        "pixels from a border": torch.tensor([_measure_depth(*pair) for pair in zip(regions.numpy(), points_xy, strict=True)]),
     }
     return {name: column.double().numpy() for name, column in columns.items()}
 

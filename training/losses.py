@@ -233,7 +233,7 @@ def _judge_borders(borders: Tensor, ids: Tensor) -> Tensor:
 class AimHint:
     """The points of a prompt are told to look where they are: the first head of each of their looks at the picture.
 
-    Unless told they hardly do so at the first look, and what is learned there never reaches the mask's tokens.
+    Unless told they hardly do so at the first look, the only one of which the mask's tokens hear from the points themselves.
 
     Args:
         sam: each time its decoder runs, what its points ask and what the picture answers is kept until it is judged.
@@ -263,7 +263,6 @@ class AimHint:
             there = there + functional.linear(place.flatten(2).transpose(1, 2), attention.k_proj.weight[:width])
             likely = (asked @ there.transpose(-1, -2) / math.sqrt(width)).log_softmax(dim=-1)
             loss = loss - ((likely.gather(-1, index) * weights).sum(-1) * (labels >= 0)).sum() / (labels >= 0).sum()
-        self._kept.clear()
         return loss
 
 

@@ -207,10 +207,14 @@ def test_a_node_that_comes_and_a_node_that_goes(
     driver = start_jobs(*label_arguments(slow, tmp_path / "out", model_folder, *more), cwd=tmp_path)
     wait_until(has_parts(tmp_path / "out", 1))
     growing_cluster.order("add")
-    workers = wait_until(lambda: len(found := find_workers(growing_cluster.process.pid)) == 2 and found)
-    assert len(set(workers)) == 2
+
+    def find_both() -> list[int]:
+        found = find_workers(growing_cluster.process.pid)
+        return found if len(found) == 2 else []
+
+    assert len(set(wait_until(find_both))) == 2
     time.sleep(2.5)
-    wait_until(lambda: len(find_workers(growing_cluster.process.pid)) == 2)  # Between two shards its death would harm none.
+    wait_until(find_both)  # Between two shards its death would harm none.
     growing_cluster.order("kill")
     _, err = driver.communicate(timeout=200)
     assert driver.returncode == 0, err

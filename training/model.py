@@ -179,12 +179,18 @@ def _tell(attention: Attention, placed_queries: Tensor, queries: Tensor, keys: T
 
 
 def _draw_cells(decoder: MaskDecoder, tokens: Tensor, keys: Tensor) -> Tensor:
-    """Logits (B, P, n, 16, 4) of n cells: both transposed convolutions as products on the cells."""
-    first, norm, _, second, _ = decoder.output_upscaling
-    fine = functional.gelu(_norm_channels(_spread(first, keys), norm))  # (B, P, n, 4, C/4)
-    fine = functional.gelu(_spread(second, fine)).flatten(-3, -2)  # (B, P, n, 16, C/8)
-    weights = torch.stack([mlp(tokens[:, :, i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=2)
-    logits = fine.flatten(2, 3) @ weights.transpose(-1, -2)
+    """Logits (B, P, n, 16, 4) of n cells: both transposed convolutions as products on the cells.
+
+    In float32 even under autocast: a logit is the small sum of large products. In bfloat16 it is off by half and more, which
+    decides near borders, and training would suit the weights to that.
+    """
+    with torch.autocast(keys.device.type, enabled=False):
+        first, norm, _, second, _ = decoder.output_upscaling
+        fine = functional.gelu(_norm_channels(_spread(first, keys.float()), norm))  # (B, P, n, 4, C/4)
+        fine = functional.gelu(_spread(second, fine)).flatten(-3, -2)  # (B, P, n, 16, C/8)
+        tokens = tokens.float()
+        weights = torch.stack([mlp(tokens[:, :, i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=2)
+        logits = fine.flatten(2, 3) @ weights.transpose(-1, -2)
     return logits.unflatten(2, (keys.shape[2], 16))
 
 

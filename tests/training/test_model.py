@@ -5,7 +5,7 @@ import torch
 from segment_anything.modeling import Sam
 
 from training.losses import order_by_cells
-from training.model import ARCHITECTURE, build_model, decode, embed_points
+from training.model import ARCHITECTURE, _draw_cells, build_model, decode, embed_points
 
 SMALL = {
     **ARCHITECTURE,
@@ -62,6 +62,16 @@ def test_some_cells_are_those_of_the_whole(sam: Sam) -> None:
     expected = order_by_cells(whole).gather(3, cells[:, :, None, :, None].expand(-1, -1, 4, -1, 16)).flatten(-2)
     assert torch.allclose(some, expected, atol=1e-5)
     assert torch.equal(iou, same_iou)
+
+
+@torch.no_grad()
+def test_masks_are_drawn_in_float32_under_autocast(sam: Sam) -> None:
+    """Weights that were trained must give the same masks where nothing is rounded."""
+    keys, tokens = torch.randn(1, 2, 5, 32).bfloat16(), torch.randn(1, 2, 4, 32).bfloat16()
+    expected = _draw_cells(sam.mask_decoder, tokens.float(), keys.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        drawn = _draw_cells(sam.mask_decoder, tokens, keys)
+    assert torch.equal(drawn, expected)
 
 
 @torch.no_grad()

@@ -181,8 +181,8 @@ def _tell(attention: Attention, placed_queries: Tensor, queries: Tensor, keys: T
 def _draw_cells(decoder: MaskDecoder, tokens: Tensor, keys: Tensor) -> Tensor:
     """Logits (B, P, n, 16, 4) of n cells: both transposed convolutions as products on the cells.
 
-    In float32 even under autocast: a logit is the small sum of large products. In bfloat16 it is off by half and more, which
-    decides near borders, and training would suit the weights to that.
+    In float32 even under autocast: a logit is the small sum of large products. In bfloat16 it was off by 0.07 to 0.57
+    in the mean, which decides near borders, and training suits the weights to that.
     """
     with torch.autocast(keys.device.type, enabled=False):
         first, norm, _, second, _ = decoder.output_upscaling

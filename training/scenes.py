@@ -11,10 +11,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from training.objects import Object
 from training.photos import Cutout, Photo, list_cutouts
 from training.shapes import Fill, Patch, Rng, draw_colour, draw_fill, draw_noise, draw_outline, trim
 
 ASPECTS = (1.0, 1.0, 4 / 3, 4 / 3, 3 / 2, 3 / 2, 16 / 9)
+PHOTO_CHANCE, OBJECT_CHANCE = 0.4, 0.4
+
+Piece = tuple[Patch, Fill, int, int]  # mask, picture, top and left in the frame of the thing it is a part of
 
 
 @dataclass(frozen=True)
@@ -32,15 +36,16 @@ class Scene:
 
 @dataclass(frozen=True)
 class PhotoBank:
-    """Photographs for backgrounds, fills and cut-outs."""
+    """Photographs for backgrounds, fills and cut-outs, and pictures of single things."""
 
     photos: Sequence[Photo]
     cutouts: Sequence[Cutout]
+    objects: Sequence[Object] = ()
 
     @classmethod
-    def of(cls, photos: Sequence[Photo]) -> "PhotoBank":
-        """A bank of these photographs, with the regions worth cutting out."""
-        return cls(photos=photos, cutouts=list_cutouts(photos))
+    def of(cls, photos: Sequence[Photo], objects: Sequence[Object] = ()) -> "PhotoBank":
+        """A bank of these photographs, with the regions worth cutting out, and of these things."""
+        return cls(photos=photos, cutouts=list_cutouts(photos), objects=objects)
 
     def crop(self, rng: Rng, *, size_hw: tuple[int, int], smallest: float = 0.25) -> tuple[Fill, NDArray[np.uint16]]:
         """A random crop as picture (h, w, 3) float32 with its region levels (3, h, w); mirrored half of the time."""
@@ -72,6 +77,33 @@ class PhotoBank:
         flip = slice(None, None, -1 if rng.random() < 0.5 else 1)
         mask, pixels = np.rot90(mask, quarter)[:, flip], np.rot90(pixels, quarter)[:, flip]
         return np.ascontiguousarray(mask), pixels.astype(np.float32)
+
+    def take(self, rng: Rng, *, extent_px: float) -> tuple[Patch, Fill, list[Piece]]:
+        """One of the things: its mask (h, w), picture (h, w, 3) float32 and parts; often mirrored, at times turned."""
+        thing = self.objects[int(rng.integers(len(self.objects)))]
+        scale = extent_px / max(thing.mask.shape)
+        size_wh = (max(3, round(thing.mask.shape[1] * scale)), max(3, round(thing.mask.shape[0] * scale)))
+        how = cv2.INTER_AREA if scale < 1.0 else cv2.INTER_LINEAR
+        pixels = cv2.resize(thing.pixels, size_wh, interpolation=how).astype(np.float32)
+        mask, parts = (cv2.resize(ids, size_wh, interpolation=cv2.INTER_NEAREST) for ids in (thing.mask, thing.parts))
+        quarter = int(rng.choice([0, 0, 0, 0, 0, 0, 1, 2, 3]))
+        flip = slice(None, None, -1 if rng.random() < 0.5 else 1)
+        mask, pixels, parts = (np.ascontiguousarray(np.rot90(layer, quarter)[:, flip]) for layer in (mask, pixels, parts))
+        gray = pixels.mean(axis=2, keepdims=True)
+        pixels = gray + np.float32(rng.uniform(0.2, 1.1)) * (pixels[:, :, rng.permutation(3)] - gray)
+        return mask, pixels, _list_pieces(parts, pixels)
+
+
+def _list_pieces(parts: NDArray[np.uint8], pixels: Fill) -> list[Piece]:
+    """The parts of a thing from its ids (h, w), each with its own bit of the picture."""
+    pieces = []
+    for part in range(1, int(parts.max()) + 1):
+        here = (parts == part).astype(np.uint8)
+        x, y, width, height = cv2.boundingRect(here)
+        if width and height:
+            window = (slice(y, y + height), slice(x, x + width))
+            pieces.append((here[window], pixels[window], y, x))
+    return pieces
 
 
 class Canvas:
@@ -126,12 +158,15 @@ class Canvas:
             self.pixels[there] *= 1.0 - np.float32(strength) * shadow[here][:, :, None]
 
 
-def draw_scene(rng: Rng, *, size: int, bank: PhotoBank) -> Scene:
-    """A scene whose longer side is ``size`` pixels."""
+def draw_scene(rng: Rng, *, size: int, bank: PhotoBank, photo_chance: float = PHOTO_CHANCE) -> Scene:
+    """A scene whose longer side is ``size`` pixels.
+
+    ``photo_chance`` is how often it lies on a photograph whose own regions are asked for.
+    """
     aspect = float(rng.choice(ASPECTS)) if rng.random() < 0.8 else rng.uniform(1.0, 2.2)
     short = max(32, round(size / aspect))
     size_hw = (size, short) if rng.random() < 0.4 else (short, size)
-    canvas, is_photo = _draw_ground(rng, size_hw=size_hw, bank=bank)
+    canvas, is_photo = _draw_ground(rng, size_hw=size_hw, bank=bank, photo_chance=photo_chance)
     last_found = canvas.next_id - 1 if is_photo else 0
     crowd = rng.random()
     count = rng.integers(14, 36) if crowd < 0.25 else rng.integers(4, 14) if crowd < 0.75 else rng.integers(1, 5)
@@ -146,16 +181,16 @@ def draw_scene(rng: Rng, *, size: int, bank: PhotoBank) -> Scene:
 # The ground ---------------------------------------------------------------------------------------------------------
 
 
-def _draw_ground(rng: Rng, *, size_hw: tuple[int, int], bank: PhotoBank) -> tuple[Canvas, bool]:
+def _draw_ground(rng: Rng, *, size_hw: tuple[int, int], bank: PhotoBank, photo_chance: float) -> tuple[Canvas, bool]:
     """What everything lies on; True when it is a photograph whose own regions are targets."""
-    kind = rng.random()
-    if kind < 0.4:
+    kind = (rng.random() - photo_chance) / (1.0 - photo_chance)
+    if kind < 0.0:
         return Canvas(*bank.crop(rng, size_hw=size_hw)), True
     canvas = Canvas(draw_fill(rng, size_hw=size_hw), np.ones((3, *size_hw), dtype=np.uint16))
-    if kind < 0.5:  # a photograph out of focus, or a close texture: one ground
+    if kind < 1 / 6:  # a photograph out of focus, or a close texture: one ground
         pixels, _ = bank.crop(rng, size_hw=size_hw, smallest=0.1)
         canvas.pixels = np.asarray(cv2.GaussianBlur(pixels, (0, 0), rng.uniform(2.0, 9.0)), dtype=np.float32)
-    elif kind < 0.8:  # walls, floors and fields
+    elif kind < 2 / 3:  # walls, floors and fields
         for _ in range(int(rng.integers(1, 5))):
             _split_ground(canvas, rng, bank=bank)
     return canvas, False
@@ -190,7 +225,7 @@ def _any_fill(rng: Rng, *, size_hw: tuple[int, int], bank: PhotoBank, photo_chan
 
 def _place_thing(canvas: Canvas, rng: Rng, *, extent_px: float, bank: PhotoBank) -> None:
     """One thing, or now and then a group of its like, somewhere on the canvas."""
-    mask, fill = _draw_thing(rng, extent_px=extent_px, bank=bank)
+    mask, fill, parts = _draw_thing(rng, extent_px=extent_px, bank=bank)
     height, width = canvas.pixels.shape[:2]
     top = round(rng.uniform(-0.2, 1.0) * height - 0.4 * mask.shape[0])
     left = round(rng.uniform(-0.2, 1.0) * width - 0.4 * mask.shape[1])
@@ -203,7 +238,8 @@ def _place_thing(canvas: Canvas, rng: Rng, *, extent_px: float, bank: PhotoBank)
     softness = float(rng.choice([0.0, 0.5, 0.8, 1.3], p=[0.3, 0.4, 0.2, 0.1]))
     shadow = rng.uniform(0.15, 0.6) if rng.random() < 0.3 else 0.0
     throw = rng.uniform(-0.12, 0.12, 2) * extent_px
-    parts = _draw_parts(rng, mask, bank=bank) if extent_px > canvas.pixels.shape[0] / 10 and rng.random() < 0.4 else []
+    if not parts and extent_px > canvas.pixels.shape[0] / 10 and rng.random() < 0.4:
+        parts = _draw_parts(rng, mask, bank=bank)
     for copy in range(copies):
         y, x = top + round(copy * step_y), left + round(copy * step_x)
         if shadow:
@@ -216,11 +252,16 @@ def _place_thing(canvas: Canvas, rng: Rng, *, extent_px: float, bank: PhotoBank)
             canvas.paint(part_mask, part_fill, top=y + part_top, left=x + part_left, ids=ids, softness=min(softness, 0.8))
 
 
-def _draw_thing(rng: Rng, *, extent_px: float, bank: PhotoBank) -> tuple[Patch, Fill]:
+def _draw_thing(rng: Rng, *, extent_px: float, bank: PhotoBank) -> tuple[Patch, Fill, list[Piece]]:
+    if bank.objects and rng.random() < OBJECT_CHANCE:
+        mask, fill, parts = bank.take(rng, extent_px=extent_px)
+        grain = _any_fill(rng, size_hw=(mask.shape[0], mask.shape[1]), bank=bank, photo_chance=0.7)
+        strength = rng.uniform(0.0, 0.4)
+        return mask, fill + np.float32(strength) * (grain - grain.mean(axis=(0, 1))), parts
     if bank.cutouts and rng.random() < 0.3:
         mask, fill = bank.cut(rng, extent_px=extent_px)
         fill = (fill - 128.0) * np.float32(rng.uniform(0.7, 1.2)) + np.float32(128.0 + rng.normal(0.0, 15.0))
-        return mask, np.asarray(fill, dtype=np.float32)
+        return mask, np.asarray(fill, dtype=np.float32), []
     mask = draw_outline(rng, extent_px=extent_px)
     size_hw = (mask.shape[0], mask.shape[1])
     fill = _any_fill(rng, size_hw=size_hw, bank=bank)
@@ -231,11 +272,11 @@ def _draw_thing(rng: Rng, *, extent_px: float, bank: PhotoBank) -> tuple[Patch, 
     elif look < 0.42 and min(size_hw) > 6:  # an edge line
         inner = cv2.erode(np.pad(mask, 1), np.ones((3, 3), np.uint8), iterations=int(rng.integers(1, 3)))[1:-1, 1:-1]
         fill = np.where((mask - inner)[:, :, None] > 0, draw_colour(rng), fill)
-    return mask, np.asarray(fill, dtype=np.float32)
+    return mask, np.asarray(fill, dtype=np.float32), []
 
 
-def _draw_parts(rng: Rng, mask: Patch, *, bank: PhotoBank) -> list[tuple[Patch, Fill, int, int]]:
-    """Parts inside a thing's mask: (mask, fill, top, left) in its frame. A click on one may mean the part or the whole."""
+def _draw_parts(rng: Rng, mask: Patch, *, bank: PhotoBank) -> list[Piece]:
+    """Parts inside a thing's mask. A click on one may mean the part or the whole."""
     parts = []
     for _ in range(int(rng.integers(1, 5))):
         piece = draw_outline(rng, extent_px=max(mask.shape) * rng.uniform(0.15, 0.6))

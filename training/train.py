@@ -23,9 +23,10 @@ from torch.utils.data import DataLoader
 from training.losses import CELL, AimHint, BorderHint, Hint, Verdict, draw_sample, judge, target_masks
 from training.model import ARCHITECTURE, build_model, decode, embed_points, encode, set_input_size
 from training.muon import Muon, is_matrix
+from training.objects import load_objects
 from training.photos import load_photos
 from training.prompts import ExampleStream
-from training.scenes import PhotoBank
+from training.scenes import PHOTO_CHANCE, PhotoBank
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,8 @@ class Recipe:
     boxes_a_scene: int
     refine_chance: float
     """How often a step has a second round: a correcting point and the mask of the first."""
+    photo_chance: float
+    """How often a scene lies on a photograph whose own regions are asked for."""
     learning_rate: float
     reuse: int
     workers: int
@@ -162,7 +165,13 @@ def _rate(step: int, progress: float) -> float:
 
 def _stream_batches(recipe: Recipe, *, size: int, bank: PhotoBank, seed: int) -> Iterator[dict[str, Tensor]]:
     stream = ExampleStream(
-        bank, size=size, num_clicks=recipe.clicks_a_scene, num_boxes=recipe.boxes_a_scene, seed=seed, reuse=recipe.reuse
+        bank,
+        size=size,
+        num_clicks=recipe.clicks_a_scene,
+        num_boxes=recipe.boxes_a_scene,
+        seed=seed,
+        photo_chance=recipe.photo_chance,
+        reuse=recipe.reuse,
     )
     return iter(
         DataLoader(
@@ -289,6 +298,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--photos", type=Path, help="a folder of photographs; without it scikit-image's")
+    parser.add_argument("--objects", type=Path, help="a folder of pictures of single things, with an alpha channel")
     parser.add_argument("--architecture", type=Path, help="a JSON file; without it the embedded model's")
     parser.add_argument("--start", type=Path, help="weights to start from, as release writes them; without it they are random")
     parser.add_argument("--minutes", type=float, default=100.0)
@@ -297,6 +307,9 @@ def main() -> None:
     parser.add_argument("--clicks-a-scene", type=int, default=12)
     parser.add_argument("--boxes-a-scene", type=int, default=4)
     parser.add_argument("--refine-chance", type=float, default=0.25)
+    parser.add_argument(
+        "--photo-chance", type=float, default=PHOTO_CHANCE, help="share of scenes on a photograph, its regions asked for"
+    )
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--reuse", type=int, default=3, help="times a scene is used; 1 where many workers draw")
     parser.add_argument("--workers", type=int, default=1)
@@ -305,11 +318,11 @@ def main() -> None:
     flags = vars(parser.parse_args())
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     folder, photos, described = flags.pop("output"), flags.pop("photos"), flags.pop("architecture")
-    start = flags.pop("start")
+    start, objects = flags.pop("start"), flags.pop("objects")
     folder.mkdir(parents=True, exist_ok=True)
     cv2.setNumThreads(1)
     architecture = json.loads(described.read_text()) if described else ARCHITECTURE
-    bank = PhotoBank.of(load_photos(photos, cache=folder / "regions"))
+    bank = PhotoBank.of(load_photos(photos, cache=folder / "regions"), load_objects(objects))
     sam = train(Recipe(**flags), architecture=architecture, bank=bank, folder=folder, start=start)
     state = {name: value.half().cpu().contiguous() for name, value in sam.state_dict().items()}
     torch.save(state, folder / "state.pth")

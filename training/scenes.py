@@ -183,9 +183,10 @@ def draw_scene(rng: Rng, *, size: int, bank: PhotoBank, photo_chance: float = PH
 
 def _draw_ground(rng: Rng, *, size_hw: tuple[int, int], bank: PhotoBank, photo_chance: float) -> tuple[Canvas, bool]:
     """What everything lies on; True when it is a photograph whose own regions are targets."""
-    kind = (rng.random() - photo_chance) / (1.0 - photo_chance)
-    if kind < 0.0:
+    chance = rng.random()
+    if chance < photo_chance:
         return Canvas(*bank.crop(rng, size_hw=size_hw)), True
+    kind = (chance - photo_chance) / (1.0 - photo_chance)
     canvas = Canvas(draw_fill(rng, size_hw=size_hw), np.ones((3, *size_hw), dtype=np.uint16))
     if kind < 1 / 6:  # a photograph out of focus, or a close texture: one ground
         pixels, _ = bank.crop(rng, size_hw=size_hw, smallest=0.1)

@@ -44,3 +44,11 @@ def test_what_is_painted_later_hides_what_lies_below() -> None:
     assert canvas.levels[:, 10, 4].tolist() == [3, 4, 5]
     assert canvas.levels[:, 4, 4].tolist() == [2, 2, 2]
     assert canvas.pixels[9, 0].tolist() == [255.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(("photo_chance", "on_photos"), [(0.0, 0), (1.0, 20)])
+def test_as_many_scenes_lie_on_photographs_as_asked_for(photo_chance: float, on_photos: int, bank: PhotoBank) -> None:
+    """None or all of them: regions that were found in a photograph are those up to ``last_found``."""
+    rngs = [np.random.default_rng(seed) for seed in range(20)]
+    scenes = [draw_scene(rng, size=96, bank=bank, photo_chance=photo_chance) for rng in rngs]
+    assert sum(scene.last_found > 0 for scene in scenes) == on_photos

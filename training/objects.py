@@ -28,12 +28,12 @@ class Object:
     mask: NDArray[np.uint8]
 
     @functools.cached_property
-    def parts(self) -> NDArray[np.uint8]:
+    def parts(self) -> NDArray[np.uint16]:
         """Ids (h, w) of its parts from 1, as felzenszwalb's segmentation finds them; 0 outside, or if there is but one."""
         labels = felzenszwalb(self.pixels, scale=PART_SCALE, sigma=0.6, min_size=MIN_PART_PX)
         _, ids = np.unique(np.where(self.mask > 0, labels + 1, 0), return_inverse=True)
         ids = ids.reshape(self.mask.shape) + (1 if self.mask.all() else 0)
-        return np.asarray(ids if ids.max() > 1 else 0 * ids, dtype=np.uint8)
+        return np.asarray(ids if ids.max() > 1 else 0 * ids, dtype=np.uint16)
 
 
 def load_objects(folder: Path | None) -> Sequence[Object]:

@@ -6,6 +6,7 @@ Must not know prompts or models. A scene is decided by its generator, its size a
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -69,32 +70,35 @@ class PhotoBank:
         photo = self.photos[cutout.photo]
         mask = (photo.levels[cutout.level][y0:y1, x0:x1] == cutout.region).astype(np.uint8)
         scale = min(extent_px / max(mask.shape), 2.0)
-        size_wh = (max(3, round(mask.shape[1] * scale)), max(3, round(mask.shape[0] * scale)))
-        mask = cv2.resize(cv2.medianBlur(mask, 5), size_wh, interpolation=cv2.INTER_NEAREST)
-        how = cv2.INTER_AREA if scale < 1.0 else cv2.INTER_LINEAR
-        pixels = cv2.resize(photo.pixels[y0:y1, x0:x1], size_wh, interpolation=how)
-        quarter = int(rng.choice([0, 0, 0, 1, 2, 3]))
-        flip = slice(None, None, -1 if rng.random() < 0.5 else 1)
-        mask, pixels = np.rot90(mask, quarter)[:, flip], np.rot90(pixels, quarter)[:, flip]
-        return np.ascontiguousarray(mask), pixels.astype(np.float32)
+        pixels, mask = _scale_and_turn(rng, photo.pixels[y0:y1, x0:x1], cv2.medianBlur(mask, 5), scale=scale, upright=3)
+        return mask, pixels
 
-    def take(self, rng: Rng, *, extent_px: float) -> tuple[Patch, Fill, list[Piece]]:
-        """One of the things: its mask (h, w), picture (h, w, 3) float32 and parts; often mirrored, at times turned."""
+    def take(self, rng: Rng, *, extent_px: float) -> tuple[Patch, Fill, NDArray[np.uint16]]:
+        """One of the things: mask (h, w), picture (h, w, 3) float32, ids (h, w) of parts; often mirrored, at times turned."""
         thing = self.objects[int(rng.integers(len(self.objects)))]
         scale = extent_px / max(thing.mask.shape)
-        size_wh = (max(3, round(thing.mask.shape[1] * scale)), max(3, round(thing.mask.shape[0] * scale)))
-        how = cv2.INTER_AREA if scale < 1.0 else cv2.INTER_LINEAR
-        pixels = cv2.resize(thing.pixels, size_wh, interpolation=how).astype(np.float32)
-        mask, parts = (cv2.resize(ids, size_wh, interpolation=cv2.INTER_NEAREST) for ids in (thing.mask, thing.parts))
-        quarter = int(rng.choice([0, 0, 0, 0, 0, 0, 1, 2, 3]))
-        flip = slice(None, None, -1 if rng.random() < 0.5 else 1)
-        mask, pixels, parts = (np.ascontiguousarray(np.rot90(layer, quarter)[:, flip]) for layer in (mask, pixels, parts))
+        pixels, mask, parts = _scale_and_turn(rng, thing.pixels, thing.mask, thing.parts, scale=scale, upright=6)
         gray = pixels.mean(axis=2, keepdims=True)
-        pixels = gray + np.float32(rng.uniform(0.2, 1.1)) * (pixels[:, :, rng.permutation(3)] - gray)
-        return mask, pixels, _list_pieces(parts, pixels)
+        return mask, gray + np.float32(rng.uniform(0.2, 1.1)) * (pixels[:, :, rng.permutation(3)] - gray), parts
 
 
-def _list_pieces(parts: NDArray[np.uint8], pixels: Fill) -> list[Piece]:
+def _scale_and_turn(
+    rng: Rng, pixels: NDArray[np.uint8], *ids: NDArray[Any], scale: float, upright: int
+) -> tuple[NDArray[Any], ...]:
+    """A picture (H, W, 3) as float32 and its ids (H, W), scaled, mirrored half of the time and turned by quarters.
+
+    For ``upright`` that stay as they are, one each is turned by 90, 180 and 270 degrees.
+    """
+    size_wh = (max(3, round(pixels.shape[1] * scale)), max(3, round(pixels.shape[0] * scale)))
+    how = cv2.INTER_AREA if scale < 1.0 else cv2.INTER_LINEAR
+    layers = [cv2.resize(pixels, size_wh, interpolation=how).astype(np.float32)]
+    layers += [cv2.resize(layer, size_wh, interpolation=cv2.INTER_NEAREST) for layer in ids]
+    quarter = int(rng.choice([0] * upright + [1, 2, 3]))
+    flip = slice(None, None, -1 if rng.random() < 0.5 else 1)
+    return tuple(np.ascontiguousarray(np.rot90(layer, quarter)[:, flip]) for layer in layers)
+
+
+def _list_pieces(parts: NDArray[np.uint16], pixels: Fill) -> list[Piece]:
     """The parts of a thing from its ids (h, w), each with its own bit of the picture."""
     pieces = []
     for part in range(1, int(parts.max()) + 1):
@@ -255,10 +259,11 @@ def _place_thing(canvas: Canvas, rng: Rng, *, extent_px: float, bank: PhotoBank)
 
 def _draw_thing(rng: Rng, *, extent_px: float, bank: PhotoBank) -> tuple[Patch, Fill, list[Piece]]:
     if bank.objects and rng.random() < OBJECT_CHANCE:
-        mask, fill, parts = bank.take(rng, extent_px=extent_px)
+        mask, fill, part_ids = bank.take(rng, extent_px=extent_px)
         grain = _any_fill(rng, size_hw=(mask.shape[0], mask.shape[1]), bank=bank, photo_chance=0.7)
         strength = rng.uniform(0.0, 0.4)
-        return mask, fill + np.float32(strength) * (grain - grain.mean(axis=(0, 1))), parts
+        fill = fill + np.float32(strength) * (grain - grain.mean(axis=(0, 1)))
+        return mask, fill, _list_pieces(part_ids, fill)
     if bank.cutouts and rng.random() < 0.3:
         mask, fill = bank.cut(rng, extent_px=extent_px)
         fill = (fill - 128.0) * np.float32(rng.uniform(0.7, 1.2)) + np.float32(128.0 + rng.normal(0.0, 15.0))

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from training.objects import load_objects
-from training.scenes import PhotoBank, draw_scene
+from training.scenes import PhotoBank, _draw_thing, draw_scene
 
 
 @pytest.fixture(scope="module")
@@ -51,3 +51,17 @@ def test_a_thing_is_whole_in_a_scene_whatever_its_colours(folder: Path, bank: Ph
             if len(np.unique(parts[mask])) >= 2 and thing not in parts[mask]:  # nothing of it but its parts
                 whole.add((seed, int(thing)))
     assert len(whole) > 10
+
+
+def test_the_grain_of_a_thing_is_on_its_parts_too(folder: Path, bank: PhotoBank) -> None:
+    """A part shows what the whole shows there: laying it on must not wipe anything out."""
+    stocked = PhotoBank(photos=bank.photos, cutouts=(), objects=load_objects(folder))
+    grained = 0
+    for seed in range(20):
+        mask, fill, parts = _draw_thing(np.random.default_rng(seed), extent_px=60.0, bank=stocked)
+        for part, picture, top, left in parts:
+            window = (slice(top, top + part.shape[0]), slice(left, left + part.shape[1]))
+            assert mask[window][part > 0].all()
+            assert np.array_equal(picture, fill[window])
+            grained += picture[part > 0].std() > 2.0
+    assert grained > 0

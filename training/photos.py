@@ -1,9 +1,10 @@
-"""Photographs to train on, each with the regions that a classical segmentation finds again and again at several scales.
+"""Photographs to train on: regions that a classical segmentation finds again at several scales, and those that people drew.
 
 Must not know scenes, prompts or models.
 """
 
 import hashlib
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from pycocotools import mask as coco_masks
+from scipy.ndimage import find_objects
 from skimage import data as bundled
 from skimage.segmentation import felzenszwalb
 
@@ -63,6 +66,35 @@ def load_photos(folder: Path | None = None, *, cache: Path | None = None) -> lis
         photos.append(Photo(name=name, sha256=sha256, pixels=pixels, levels=_cached_levels(pixels, sha256, cache)))
         logger.info("photo %s: %d regions", name, sum(len(np.unique(level)) - 1 for level in photos[-1].levels))
     return photos
+
+
+def load_drawn_photos(folder: Path, *, cache: Path | None = None) -> list[Photo]:
+    """The photographs of ``instances.json`` (COCO, RLE) and ``images/`` with the regions that people drew in them.
+
+    levels: a classical segmentation's of middling scale; people's alone; people's and around them a coarse segmentation's.
+    """
+    described = json.loads((folder / "instances.json").read_text())
+    drawn: dict[int, list[NDArray[np.uint8]]] = {image["id"]: [] for image in described["images"]}
+    for annotation in described["annotations"]:
+        drawn[annotation["image_id"]].append(coco_masks.decode(annotation["segmentation"]))
+    photos = []
+    for image in described["images"]:
+        pixels = _shrink(np.asarray(Image.open(folder / "images" / image["file_name"]).convert("RGB")))
+        sha256 = hashlib.sha256(pixels.tobytes()).hexdigest()
+        levels = lay_over(_cached_levels(pixels, sha256, cache), drawn[image["id"]])
+        photos.append(Photo(name=image["file_name"], sha256=sha256, pixels=pixels, levels=levels))
+    logger.info("%d photos with %d regions that people drew", len(photos), len(described["annotations"]))
+    return photos
+
+
+def lay_over(found: Ids, masks: Sequence[NDArray[np.uint8]]) -> Ids:
+    """Levels (3, H, W) from those of a segmentation and people's masks (h, w) of any size; small ones lie above large ones."""
+    height, width = found.shape[1:]
+    drawn = np.zeros((height, width), dtype=np.uint16)
+    first = int(found.max()) + 1
+    for index, mask in enumerate(sorted(masks, key=lambda mask: -float(mask.mean()))):
+        drawn[cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST) > 0] = first + index
+    return np.stack([found[1], drawn, np.where(drawn > 0, drawn, found[2])])
 
 
 def _read_all(folder: Path | None) -> list[tuple[str, Pixels]]:
@@ -135,11 +167,13 @@ def list_cutouts(photos: Sequence[Photo], *, min_area_px: int = 900, max_area_ra
     found = []
     for index, photo in enumerate(photos):
         for level in (1, 2):
-            for region in np.unique(photo.levels[level])[1:]:
-                ys, xs = np.nonzero(photo.levels[level] == region)
-                box = (int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1)
-                box_area = (box[2] - box[0]) * (box[3] - box[1])
-                small_enough = len(xs) < max_area_ratio * photo.levels[level].size
-                if len(xs) >= min_area_px and len(xs) > 0.4 * box_area and small_enough:
-                    found.append(Cutout(photo=index, level=level, region=int(region), box_xyxy=box))
+            ids = photo.levels[level]
+            for region, window in enumerate(find_objects(ids), start=1):
+                if window is None:
+                    continue
+                rows, columns = window
+                area, box_area = int((ids[window] == region).sum()), (rows.stop - rows.start) * (columns.stop - columns.start)
+                if area >= min_area_px and area > 0.4 * box_area and area < max_area_ratio * ids.size:
+                    box = (columns.start, rows.start, columns.stop, rows.stop)
+                    found.append(Cutout(photo=index, level=level, region=region, box_xyxy=box))
     return found

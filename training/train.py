@@ -24,7 +24,7 @@ from training.losses import CELL, AimHint, BorderHint, Hint, Verdict, draw_sampl
 from training.model import ARCHITECTURE, build_model, decode, embed_points, encode, set_input_size
 from training.muon import Muon, is_matrix
 from training.objects import load_objects
-from training.photos import load_photos
+from training.photos import load_drawn_photos, load_photos
 from training.prompts import ExampleStream
 from training.scenes import PHOTO_CHANCE, PhotoBank
 
@@ -298,6 +298,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--photos", type=Path, help="a folder of photographs; without it scikit-image's")
+    parser.add_argument("--regions", type=Path, help="a folder of photographs with instances.json: regions that people drew")
     parser.add_argument("--objects", type=Path, help="a folder of pictures of single things, with an alpha channel")
     parser.add_argument("--architecture", type=Path, help="a JSON file; without it the embedded model's")
     parser.add_argument("--start", type=Path, help="weights to start from, as release writes them; without it they are random")
@@ -318,11 +319,13 @@ def main() -> None:
     flags = vars(parser.parse_args())
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     folder, photos, described = flags.pop("output"), flags.pop("photos"), flags.pop("architecture")
-    start, objects = flags.pop("start"), flags.pop("objects")
+    start, objects, regions = flags.pop("start"), flags.pop("objects"), flags.pop("regions")
     folder.mkdir(parents=True, exist_ok=True)
     cv2.setNumThreads(1)
     architecture = json.loads(described.read_text()) if described else ARCHITECTURE
-    bank = PhotoBank.of(load_photos(photos, cache=folder / "regions"), load_objects(objects))
+    cache = folder / "regions"
+    loaded = load_photos(photos, cache=cache) + (load_drawn_photos(regions, cache=cache) if regions else [])
+    bank = PhotoBank.of(loaded, load_objects(objects))
     sam = train(Recipe(**flags), architecture=architecture, bank=bank, folder=folder, start=start)
     state = {name: value.half().cpu().contiguous() for name, value in sam.state_dict().items()}
     torch.save(state, folder / "state.pth")

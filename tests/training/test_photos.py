@@ -1,8 +1,14 @@
 """Regions of photographs."""
 
-import numpy as np
+import json
+from pathlib import Path
 
-from training.photos import Photo, list_cutouts
+import numpy as np
+from PIL import Image
+from pycocotools import mask as coco_masks
+
+from training.coco import collect_regions
+from training.photos import Photo, lay_over, list_cutouts, load_drawn_photos
 from training.scenes import PhotoBank
 
 
@@ -23,3 +29,71 @@ def test_cutouts_lie_in_their_box_and_are_no_backgrounds() -> None:
     cutouts = list_cutouts([photo])
     assert {cutout.region for cutout in cutouts} == {2}
     assert {cutout.box_xyxy for cutout in cutouts} == {(20, 10, 70, 50)}
+
+
+def test_regions_that_people_drew_stand_above_found_ones() -> None:
+    """People's alone at the middle level, with a coarse segmentation around them at the last; the smaller lies above."""
+    found = np.stack([np.full((40, 60), level + 1, dtype=np.uint16) for level in range(3)])
+    large, small = np.zeros((80, 120), np.uint8), np.zeros((80, 120), np.uint8)
+    large[20:60, 20:100], small[30:40, 30:50] = 1, 1
+    fine, drawn, coarse = lay_over(found, [small, large])
+    assert (fine == 2).all()
+    assert (drawn[10:30, 10:50] > 0).all()
+    assert (np.delete(drawn, np.s_[10:30], axis=0) == 0).all()
+    assert drawn[17, 20] != drawn[12, 12]
+    assert drawn[12, 12] == drawn[29, 49]
+    assert (coarse[drawn > 0] == drawn[drawn > 0]).all()
+    assert (coarse[drawn == 0] == 3).all()
+
+
+def test_coco_annotations_become_a_photograph_with_drawn_regions(tmp_path: Path) -> None:
+    """Polygons, crowds and photographs that are not there, through the command's folder into the levels of training."""
+    images = tmp_path / "all"
+    images.mkdir()
+    Image.fromarray(np.full((60, 80, 3), 120, np.uint8)).save(images / "000000000001.png")
+    square = [[10.0, 10.0, 40.0, 10.0, 40.0, 30.0, 10.0, 30.0]]
+    crowd = {"size": [60, 80], "counts": [0, 4800]}
+    described = {
+        "images": [
+            {"id": 1, "file_name": "000000000001.png", "height": 60, "width": 80},
+            {"id": 2, "file_name": "000000000002.png", "height": 60, "width": 80},
+        ],
+        "annotations": [
+            {"id": 7, "image_id": 1, "segmentation": square, "iscrowd": 0},
+            {"id": 8, "image_id": 1, "segmentation": crowd, "iscrowd": 1},
+            {"id": 9, "image_id": 2, "segmentation": square, "iscrowd": 0},
+        ],
+    }
+    (tmp_path / "instances_some.json").write_text(json.dumps(described))
+    collected = collect_regions(images, [tmp_path / "instances_some.json"])
+    assert [image["id"] for image in collected["images"]] == [1]
+    (only,) = collected["annotations"]
+    assert coco_masks.area(only["segmentation"]) == 600
+    regions = tmp_path / "regions"
+    regions.mkdir()
+    images.rename(regions / "images")
+    (regions / "instances.json").write_text(json.dumps(collected))
+    (photo,) = load_drawn_photos(regions)
+    assert set(np.unique(photo.levels[1][12:28, 12:38])) == {photo.levels[1].max()}
+    assert (photo.levels[1] > 0).sum() == 600
+
+
+def test_stuff_of_panoptic_annotations_falls_into_pieces(tmp_path: Path) -> None:
+    """Two far parts of one sky are two regions, two of one person one; specks of stuff are left out."""
+    images, pngs = tmp_path / "images", tmp_path / "panoptic_some"
+    images.mkdir()
+    pngs.mkdir()
+    Image.fromarray(np.zeros((60, 80, 3), np.uint8)).save(images / "1.png")
+    colours = np.zeros((60, 80, 3), np.uint8)
+    colours[:20, :30] = colours[:20, 50:] = colours[58:, 78:] = (5, 0, 0)
+    colours[30:50, :10] = colours[30:50, 20:30] = (0, 1, 0)
+    Image.fromarray(colours).save(pngs / "1.png")
+    segments = [{"id": 5, "category_id": 3, "iscrowd": 0}, {"id": 256, "category_id": 1, "iscrowd": 0}]
+    described = {
+        "images": [{"id": 1, "file_name": "1.png", "height": 60, "width": 80}],
+        "annotations": [{"image_id": 1, "file_name": "1.png", "segments_info": segments}],
+        "categories": [{"id": 3, "isthing": 0}, {"id": 1, "isthing": 1}],
+    }
+    (tmp_path / "panoptic_some.json").write_text(json.dumps(described))
+    collected = collect_regions(images, [tmp_path / "panoptic_some.json"])
+    assert sorted(int(coco_masks.area(row["segmentation"])) for row in collected["annotations"]) == [400, 600, 600]

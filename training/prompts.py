@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
-from training.scenes import PHOTO_CHANCE, PhotoBank, Scene, draw_scene
+from training.scenes import PhotoBank, Scene, draw_scene
 from training.shapes import Rng
 
 MIN_AREA_RATIO = 0.001  # of the input: 66 pixels of 256x256
@@ -111,7 +111,6 @@ class ExampleStream(IterableDataset[dict[str, Any]]):
     """Examples without end; each worker draws its own scenes.
 
     Args:
-        photo_chance: how often a scene lies on a photograph whose own regions are asked for.
         reuse: how often a scene is asked on average; where drawing is dearer than learning, more than 1.
     """
 
@@ -123,12 +122,11 @@ class ExampleStream(IterableDataset[dict[str, Any]]):
         num_clicks: int,
         num_boxes: int,
         seed: int,
-        photo_chance: float = PHOTO_CHANCE,
         reuse: int = 1,
         kept: int = 400,
     ) -> None:
         self.bank, self.size, self.seed, self.reuse, self.kept = bank, size, seed, reuse, kept
-        self.num_clicks, self.num_boxes, self.photo_chance = num_clicks, num_boxes, photo_chance
+        self.num_clicks, self.num_boxes = num_clicks, num_boxes
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Fields of ``Example`` by name."""
@@ -137,7 +135,7 @@ class ExampleStream(IterableDataset[dict[str, Any]]):
         scenes: list[Scene] = []
         while True:
             if len(scenes) < 8 or rng.random() < 1.0 / self.reuse:
-                scene = draw_scene(rng, size=self.size, bank=self.bank, photo_chance=self.photo_chance)
+                scene = draw_scene(rng, size=self.size, bank=self.bank)
                 scenes = [*scenes[-self.kept + 1 :], scene]
             else:
                 scene = _mirror(scenes[int(rng.integers(len(scenes)))], rng)

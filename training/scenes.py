@@ -42,11 +42,13 @@ class PhotoBank:
     photos: Sequence[Photo]
     cutouts: Sequence[Cutout]
     objects: Sequence[Object] = ()
+    photo_chance: float = PHOTO_CHANCE
+    """How often a scene lies on a photograph whose own regions are asked for."""
 
     @classmethod
-    def of(cls, photos: Sequence[Photo], objects: Sequence[Object] = ()) -> "PhotoBank":
+    def of(cls, photos: Sequence[Photo], objects: Sequence[Object] = (), *, photo_chance: float = PHOTO_CHANCE) -> "PhotoBank":
         """A bank of these photographs, with the regions worth cutting out, and of these things."""
-        return cls(photos=photos, cutouts=list_cutouts(photos), objects=objects)
+        return cls(photos=photos, cutouts=list_cutouts(photos), objects=objects, photo_chance=photo_chance)
 
     def crop(self, rng: Rng, *, size_hw: tuple[int, int], smallest: float = 0.25) -> tuple[Fill, NDArray[np.uint16]]:
         """A random crop as picture (h, w, 3) float32 with its region levels (3, h, w); mirrored half of the time."""
@@ -162,15 +164,12 @@ class Canvas:
             self.pixels[there] *= 1.0 - np.float32(strength) * shadow[here][:, :, None]
 
 
-def draw_scene(rng: Rng, *, size: int, bank: PhotoBank, photo_chance: float = PHOTO_CHANCE) -> Scene:
-    """A scene whose longer side is ``size`` pixels.
-
-    ``photo_chance`` is how often it lies on a photograph whose own regions are asked for.
-    """
+def draw_scene(rng: Rng, *, size: int, bank: PhotoBank) -> Scene:
+    """A scene whose longer side is ``size`` pixels."""
     aspect = float(rng.choice(ASPECTS)) if rng.random() < 0.8 else rng.uniform(1.0, 2.2)
     short = max(32, round(size / aspect))
     size_hw = (size, short) if rng.random() < 0.4 else (short, size)
-    canvas, is_photo = _draw_ground(rng, size_hw=size_hw, bank=bank, photo_chance=photo_chance)
+    canvas, is_photo = _draw_ground(rng, size_hw=size_hw, bank=bank)
     last_found = canvas.next_id - 1 if is_photo else 0
     crowd = rng.random()
     count = rng.integers(14, 36) if crowd < 0.25 else rng.integers(4, 14) if crowd < 0.75 else rng.integers(1, 5)
@@ -185,12 +184,12 @@ def draw_scene(rng: Rng, *, size: int, bank: PhotoBank, photo_chance: float = PH
 # The ground ---------------------------------------------------------------------------------------------------------
 
 
-def _draw_ground(rng: Rng, *, size_hw: tuple[int, int], bank: PhotoBank, photo_chance: float) -> tuple[Canvas, bool]:
+def _draw_ground(rng: Rng, *, size_hw: tuple[int, int], bank: PhotoBank) -> tuple[Canvas, bool]:
     """What everything lies on; True when it is a photograph whose own regions are targets."""
     chance = rng.random()
-    if chance < photo_chance:
+    if chance < bank.photo_chance:
         return Canvas(*bank.crop(rng, size_hw=size_hw)), True
-    kind = (chance - photo_chance) / (1.0 - photo_chance)
+    kind = (chance - bank.photo_chance) / (1.0 - bank.photo_chance)
     canvas = Canvas(draw_fill(rng, size_hw=size_hw), np.ones((3, *size_hw), dtype=np.uint16))
     if kind < 1 / 6:  # a photograph out of focus, or a close texture: one ground
         pixels, _ = bank.crop(rng, size_hw=size_hw, smallest=0.1)

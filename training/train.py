@@ -54,8 +54,6 @@ class Recipe:
     boxes_a_scene: int
     refine_chance: float
     """How often a step has a second round: a correcting point and the mask of the first."""
-    photo_chance: float
-    """How often a scene lies on a photograph whose own regions are asked for."""
     learning_rate: float
     reuse: int
     workers: int
@@ -170,7 +168,6 @@ def _stream_batches(recipe: Recipe, *, size: int, bank: PhotoBank, seed: int) ->
         num_clicks=recipe.clicks_a_scene,
         num_boxes=recipe.boxes_a_scene,
         seed=seed,
-        photo_chance=recipe.photo_chance,
         reuse=recipe.reuse,
     )
     return iter(
@@ -325,7 +322,7 @@ def main() -> None:
     architecture = json.loads(described.read_text()) if described else ARCHITECTURE
     cache = folder / "regions"
     loaded = load_photos(photos, cache=cache) + (load_drawn_photos(regions, cache=cache) if regions else [])
-    bank = PhotoBank.of(loaded, load_objects(objects))
+    bank = PhotoBank.of(loaded, load_objects(objects), photo_chance=flags.pop("photo_chance"))
     sam = train(Recipe(**flags), architecture=architecture, bank=bank, folder=folder, start=start)
     state = {name: value.half().cpu().contiguous() for name, value in sam.state_dict().items()}
     torch.save(state, folder / "state.pth")

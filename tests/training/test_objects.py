@@ -41,10 +41,10 @@ def test_without_a_folder_there_are_no_things() -> None:
 
 def test_a_thing_is_whole_in_a_scene_whatever_its_colours(folder: Path, bank: PhotoBank) -> None:
     """Roof and wall are parts of one thing."""
-    stocked = PhotoBank(photos=bank.photos, cutouts=(), objects=load_objects(folder))
+    stocked = PhotoBank(photos=bank.photos, cutouts=(), objects=load_objects(folder), photo_chance=0.0)
     whole = set()
     for seed in range(40):
-        scene = draw_scene(np.random.default_rng(seed), size=128, bank=stocked, photo_chance=0.0)
+        scene = draw_scene(np.random.default_rng(seed), size=128, bank=stocked)
         parts, things = scene.levels[0], scene.levels[1]
         for thing in np.unique(things):
             mask = things == thing
@@ -55,7 +55,7 @@ def test_a_thing_is_whole_in_a_scene_whatever_its_colours(folder: Path, bank: Ph
 
 def test_the_grain_of_a_thing_is_on_its_parts_too(folder: Path, bank: PhotoBank) -> None:
     """A part shows what the whole shows there: laying it on must not wipe anything out."""
-    stocked = PhotoBank(photos=bank.photos, cutouts=(), objects=load_objects(folder))
+    stocked = PhotoBank(photos=bank.photos, cutouts=(), objects=load_objects(folder), photo_chance=0.0)
     grained = 0
     for seed in range(20):
         mask, fill, parts = _draw_thing(np.random.default_rng(seed), extent_px=60.0, bank=stocked)

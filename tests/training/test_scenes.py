@@ -1,5 +1,7 @@
 """Drawn scenes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -50,5 +52,5 @@ def test_what_is_painted_later_hides_what_lies_below() -> None:
 def test_as_many_scenes_lie_on_photographs_as_asked_for(photo_chance: float, on_photos: int, bank: PhotoBank) -> None:
     """None or all of them: regions that were found in a photograph are those up to ``last_found``."""
     rngs = [np.random.default_rng(seed) for seed in range(20)]
-    scenes = [draw_scene(rng, size=96, bank=bank, photo_chance=photo_chance) for rng in rngs]
+    scenes = [draw_scene(rng, size=96, bank=replace(bank, photo_chance=photo_chance)) for rng in rngs]
     assert sum(scene.last_found > 0 for scene in scenes) == on_photos

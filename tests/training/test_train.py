@@ -29,7 +29,6 @@ RECIPE = Recipe(
     clicks_a_scene=2,
     boxes_a_scene=1,
     refine_chance=1.0,
-    photo_chance=0.4,
     learning_rate=1e-3,
     reuse=2,
     workers=0,

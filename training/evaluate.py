@@ -38,7 +38,7 @@ from labeler.types import MaskSet
 from training.classical import segment_pooled
 from training.model import decode, embed_points, encode
 from training.photos import load_photos
-from training.prompts import Example, make_example
+from training.prompts import MEASURED, Example, make_example
 from training.scenes import PhotoBank, draw_scene
 
 VALIDATION_SEEDS = range(1000)  # fixed before any training; training draws from other seeds (train.py)
@@ -91,7 +91,8 @@ def _draw_examples(bank: PhotoBank, seeds: Sequence[int], *, size: int) -> Itera
         rng = np.random.default_rng(seed)
         try:
             scene = draw_scene(rng, size=size, bank=bank)
-            yield make_example(scene, rng, size=size, num_clicks=CLICKS_A_SCENE, num_boxes=BOXES_A_SCENE, box_shake=0.0)
+            counts = {"num_clicks": CLICKS_A_SCENE, "num_boxes": BOXES_A_SCENE}
+            yield make_example(scene, rng, size=size, asking=MEASURED, box_shake=0.0, **counts)
         except ValueError:  # nothing to ask for
             continue
 

@@ -14,8 +14,22 @@ from torch.utils.data import IterableDataset, get_worker_info
 from training.scenes import PhotoBank, Scene, draw_scene
 from training.shapes import Rng
 
-MIN_AREA_RATIO = 0.001  # of the input: 66 pixels of 256x256
 MAX_AREA_RATIO = 0.95  # of the picture
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Which regions are asked for.
+
+    min_area_ratio: of the input, 66 pixels of 256x256; area_power: a region's chance goes with this power of its area.
+    """
+
+    min_area_ratio: float = 0.001
+    area_power: float = 0.4
+
+
+MEASURED = Asking()  # decided before any training: the validation scenes hang on it
+TRAINED = Asking(min_area_ratio=0.0003, area_power=0.25)  # photographs are full of small things
 
 
 @dataclass(frozen=True)
@@ -38,7 +52,9 @@ class Example:
     found: NDArray[np.bool_]
 
 
-def make_example(scene: Scene, rng: Rng, *, size: int, num_clicks: int, num_boxes: int, box_shake: float = 0.04) -> Example:
+def make_example(
+    scene: Scene, rng: Rng, *, size: int, num_clicks: int, num_boxes: int, asking: Asking, box_shake: float = 0.04
+) -> Example:
     """Prompts for a scene, drawn anew each time; boxes are off by about ``box_shake`` of their sides.
 
     Raises:
@@ -46,14 +62,16 @@ def make_example(scene: Scene, rng: Rng, *, size: int, num_clicks: int, num_boxe
     """
     height, width = scene.pixels.shape[:2]
     areas = [np.bincount(level.ravel()) for level in scene.levels]
-    least, most = MIN_AREA_RATIO * size * size, MAX_AREA_RATIO * height * width
+    least, most = asking.min_area_ratio * size * size, MAX_AREA_RATIO * height * width
     askable = [np.nonzero((area >= least) & (area <= most))[0] for area in areas]
     askable = [ids[ids > 0] for ids in askable]
     if not sum(len(ids) for ids in askable):
         raise ValueError("nothing in this scene is large enough to ask for")
     pixels, levels = _pad(scene, size)
     prompts = [
-        _draw_prompt(scene, rng, areas=areas, askable=askable, box_shake=None if i < num_clicks else box_shake)
+        _draw_prompt(
+            scene, rng, areas=areas, askable=askable, power=asking.area_power, box_shake=None if i < num_clicks else box_shake
+        )
         for i in range(num_clicks + num_boxes)
     ]
     points, labels, ids, pick = (np.stack(column) for column in zip(*prompts, strict=True))
@@ -79,14 +97,20 @@ def _pad(scene: Scene, size: int) -> tuple[NDArray[np.uint8], NDArray[np.int16]]
 
 
 def _draw_prompt(
-    scene: Scene, rng: Rng, *, areas: list[NDArray[np.int64]], askable: list[NDArray[np.int64]], box_shake: float | None
+    scene: Scene,
+    rng: Rng,
+    *,
+    areas: list[NDArray[np.int64]],
+    askable: list[NDArray[np.int64]],
+    power: float,
+    box_shake: float | None,
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """(points (2, 2), labels (2,), ids (3,), pick ()) of one prompt; large regions are asked for more often than small ones.
 
     A click, or a box where ``box_shake`` is given.
     """
     level = int(rng.choice([i for i in range(3) if len(askable[i])]))
-    weights = areas[level][askable[level]] ** 0.4
+    weights = areas[level][askable[level]] ** power
     region = int(rng.choice(askable[level], p=weights / weights.sum()))
     ys, xs = np.nonzero(scene.levels[level] == region)
     if box_shake is not None:
@@ -140,7 +164,8 @@ class ExampleStream(IterableDataset[dict[str, Any]]):
             else:
                 scene = _mirror(scenes[int(rng.integers(len(scenes)))], rng)
             try:
-                example = make_example(scene, rng, size=self.size, num_clicks=self.num_clicks, num_boxes=self.num_boxes)
+                counts = {"num_clicks": self.num_clicks, "num_boxes": self.num_boxes}
+                example = make_example(scene, rng, size=self.size, asking=TRAINED, **counts)
             except ValueError:
                 continue
             yield vars(example)

@@ -29,7 +29,7 @@ from labeler.predictor import Predictor
 from labeler.types import MaskSet
 from training.evaluate import mask_set_to_rles
 from training.photos import load_photos
-from training.prompts import MIN_AREA_RATIO
+from training.prompts import MEASURED
 from training.scenes import PhotoBank, Scene, draw_scene
 from training.train import CHECKPOINT
 
@@ -98,7 +98,7 @@ def list_regions(scene: Scene, *, image_size: int) -> list[dict[str, Any]]:
     for level in scene.levels:
         for region in np.unique(level)[1:] if level.min() == 0 else np.unique(level):
             mask: NDArray[np.uint8] = (level == region).astype(np.uint8)
-            if mask.sum() >= MIN_AREA_RATIO * image_size * image_size:
+            if mask.sum() >= MEASURED.min_area_ratio * image_size * image_size:
                 rle = dict(coco_masks.encode(np.asfortranarray(mask)))
                 masks[rle["counts"]] = rle
     return list(masks.values())

@@ -23,7 +23,8 @@ from labeler.generator import generate_masks
 from labeler.model_folder import read_model_info
 from labeler.options import Precision, resolve_mask_options
 from labeler.predictor import Predictor
-from training.evaluate import AR_THRESHOLDS, best_ious, mask_set_to_rles, read_labeled_photos
+from training.coco import read_labeled_photos
+from training.evaluate import AR_THRESHOLDS, best_ious, mask_set_to_rles
 
 SAME_MASK_IOU = 0.9
 COSTLY_POINTS = 1.0

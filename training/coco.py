@@ -1,4 +1,4 @@
-"""COCO's annotations of some photographs to the folder that ``--regions`` reads: ``instances.json`` and ``images/``.
+"""Photographs with regions that people drew: a folder with ``instances.json`` (COCO, RLE) and ``images/``, read and made.
 
     python -m training.coco --images DIR --annotations FILE... --output REGIONS
 
@@ -9,17 +9,47 @@ import argparse
 import json
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_masks
+
+from labeler.images import decode_image
+from labeler.rle import mask_to_runs, polygons_to_counts, runs_to_counts
 
 LEAST_STUFF_PX, LEAST_STUFF_RATIO = 64, 0.001
 
 Json = dict[str, Any]
+Found = Iterator[tuple[int, Any, str]]  # image id, an id of the region's own, counts
+
+
+@dataclass(frozen=True)
+class LabeledPhoto:
+    """A photograph (H, W, 3) uint8 and its human-made regions, as COCO RLE dicts."""
+
+    name: str
+    pixels: NDArray[np.uint8]
+    regions: list[Json]
+
+
+def read_labeled_photos(folder: Path) -> Iterator[LabeledPhoto]:
+    """The photographs of a folder with ``instances.json`` (COCO, RLE) and ``images/``."""
+    content = json.loads((folder / "instances.json").read_text())
+    for image in content["images"]:
+        regions = [_as_rle(row["segmentation"]) for row in content["annotations"] if row["image_id"] == image["id"]]
+        pixels = decode_image((folder / "images" / image["file_name"]).read_bytes(), exif="ignore").pixels
+        yield LabeledPhoto(name=image["file_name"], pixels=pixels, regions=regions)
+
+
+def _as_rle(segmentation: Json) -> Json:
+    if isinstance(segmentation["counts"], list):
+        return dict(coco_masks.frPyObjects(segmentation, *segmentation["size"]))
+    return segmentation
 
 
 def collect_regions(images: Path, annotations: Sequence[Path]) -> Json:
@@ -31,53 +61,60 @@ def collect_regions(images: Path, annotations: Sequence[Path]) -> Json:
     """
     here = {path.name for path in images.iterdir()}
     described: dict[int, Json] = {}
-    regions: dict[int, dict[Any, Json]] = {}
-    for path in sorted(annotations, key=lambda path: path.stem.startswith("panoptic")):
+    instances: dict[int, dict[Any, str]] = {}
+    panoptic: dict[int, dict[Any, str]] = {}
+    for path in annotations:
         content = json.loads(path.read_text())
         wanted = {image["id"]: image for image in content["images"] if image["file_name"] in here}
         described |= wanted
-        if path.stem.startswith("panoptic"):
-            things = {category["id"] for category in content["categories"] if category["isthing"]}
-            for annotation in content["annotations"]:
-                if annotation["image_id"] in wanted:
-                    segments = _split_segments(annotation, path.with_suffix("") / annotation["file_name"], things)
-                    regions[annotation["image_id"]] = dict(enumerate(segments))
-        else:
-            for annotation in content["annotations"]:
-                if annotation["image_id"] in wanted and not annotation["iscrowd"]:
-                    rle = _to_rle(annotation["segmentation"], wanted[annotation["image_id"]])
-                    regions.setdefault(annotation["image_id"], {})[annotation["id"]] = rle
-    rows = [{"image_id": image, "segmentation": rle} for image in sorted(regions) for rle in regions[image].values()]
+        content["annotations"] = [row for row in content["annotations"] if row["image_id"] in wanted]
+        is_panoptic = path.stem.startswith("panoptic")
+        found = _list_segments(content, path.with_suffix("")) if is_panoptic else _list_instances(content, wanted)
+        for image, region, counts in found:
+            (panoptic if is_panoptic else instances).setdefault(image, {})[region] = counts
+    regions = instances | panoptic
+    rows = [
+        {"image_id": image, "segmentation": {"size": [described[image]["height"], described[image]["width"]], "counts": counts}}
+        for image in sorted(regions)
+        for counts in regions[image].values()
+    ]
     return {
         "images": [described[image] for image in sorted(regions)],
         "annotations": [{"id": number, **row} for number, row in enumerate(rows, start=1)],
     }
 
 
-def _to_rle(polygons: list[list[float]], image: Json) -> Json:
-    return _readable(coco_masks.merge(coco_masks.frPyObjects(polygons, image["height"], image["width"])))
+def _list_instances(content: Json, images: dict[int, Json]) -> Found:
+    for row in content["annotations"]:
+        if not row["iscrowd"]:
+            image = images[row["image_id"]]
+            yield (
+                row["image_id"],
+                row["id"],
+                polygons_to_counts(row["segmentation"], image_hw=(image["height"], image["width"])),
+            )
 
 
-def _split_segments(annotation: Json, png: Path, things: set[int]) -> Iterator[Json]:
-    """The RLEs of one photograph's panoptic segments."""
-    colours = np.asarray(Image.open(png).convert("RGB"), dtype=np.uint32)
-    ids = colours @ np.array([1, 256, 65536], dtype=np.uint32)
-    for segment in annotation["segments_info"]:
-        mask = (ids == segment["id"]).astype(np.uint8)
-        if segment["iscrowd"]:
-            continue
-        if segment["category_id"] in things:
-            yield _readable(coco_masks.encode(np.asfortranarray(mask)))
-            continue
-        count, pieces = cv2.connectedComponents(mask, connectivity=8)
-        for piece in range(1, count):
-            part = np.asfortranarray(pieces == piece, dtype=np.uint8)
-            if part.sum() >= max(LEAST_STUFF_PX, LEAST_STUFF_RATIO * mask.size):
-                yield _readable(coco_masks.encode(part))
+def _list_segments(content: Json, pngs: Path) -> Found:
+    """Things as they are; stuff in its connected pieces, without specks."""
+    things = {category["id"] for category in content["categories"] if category["isthing"]}
+    for row in content["annotations"]:
+        colours = np.asarray(Image.open(pngs / row["file_name"]).convert("RGB"), dtype=np.uint32)
+        ids = colours @ np.array([1, 256, 65536], dtype=np.uint32)
+        for segment in row["segments_info"]:
+            if not segment["iscrowd"]:
+                mask = ids == segment["id"]
+                for number, piece in enumerate([mask] if segment["category_id"] in things else _split_pieces(mask)):
+                    counts = runs_to_counts(mask_to_runs(piece), image_hw=(mask.shape[0], mask.shape[1]))
+                    yield row["image_id"], (segment["id"], number), counts
 
 
-def _readable(rle: Json) -> Json:
-    return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode()}
+def _split_pieces(mask: NDArray[np.bool_]) -> Iterator[NDArray[np.bool_]]:
+    count, pieces = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
+    for piece in range(1, count):
+        part: NDArray[np.bool_] = pieces == piece
+        if part.sum() >= max(LEAST_STUFF_PX, LEAST_STUFF_RATIO * mask.size):
+            yield part
 
 
 def main() -> None:

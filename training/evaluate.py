@@ -12,7 +12,6 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -30,12 +29,13 @@ from labeler.convert import load_sam
 from labeler.engine import Engine
 from labeler.generator import generate_masks
 from labeler.geometry import fit_in_square
-from labeler.images import decode_image, resize_image
+from labeler.images import resize_image
 from labeler.model_folder import read_model_info
 from labeler.options import resolve_mask_options
 from labeler.predictor import Predictor
 from labeler.types import MaskSet
 from training.classical import segment_pooled
+from training.coco import LabeledPhoto, read_labeled_photos
 from training.model import decode, embed_points, encode
 from training.photos import load_photos
 from training.prompts import MEASURED, Example, make_example
@@ -91,8 +91,9 @@ def _draw_examples(bank: PhotoBank, seeds: Sequence[int], *, size: int) -> Itera
         rng = np.random.default_rng(seed)
         try:
             scene = draw_scene(rng, size=size, bank=bank)
-            counts = {"num_clicks": CLICKS_A_SCENE, "num_boxes": BOXES_A_SCENE}
-            yield make_example(scene, rng, size=size, asking=MEASURED, box_shake=0.0, **counts)
+            yield make_example(
+                scene, rng, size=size, num_clicks=CLICKS_A_SCENE, num_boxes=BOXES_A_SCENE, asking=MEASURED, box_shake=0.0
+            )
         except ValueError:  # nothing to ask for
             continue
 
@@ -144,30 +145,6 @@ def _correlation(table: dict[str, Floats], rows: Bool) -> float:
 
 
 # Human-made regions -------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class LabeledPhoto:
-    """A photograph (H, W, 3) uint8 and its human-made regions, as COCO RLE dicts."""
-
-    name: str
-    pixels: NDArray[np.uint8]
-    regions: list[dict[str, Any]]
-
-
-def read_labeled_photos(folder: Path) -> Iterator[LabeledPhoto]:
-    """The photographs of a folder with ``instances.json`` (COCO, RLE) and ``images/``."""
-    content = json.loads((folder / "instances.json").read_text())
-    for image in content["images"]:
-        regions = [_as_rle(row["segmentation"]) for row in content["annotations"] if row["image_id"] == image["id"]]
-        pixels = decode_image((folder / "images" / image["file_name"]).read_bytes(), exif="ignore").pixels
-        yield LabeledPhoto(name=image["file_name"], pixels=pixels, regions=regions)
-
-
-def _as_rle(segmentation: dict[str, Any]) -> dict[str, Any]:
-    if isinstance(segmentation["counts"], list):
-        return dict(coco_masks.frPyObjects(segmentation, *segmentation["size"]))
-    return segmentation
 
 
 def find_innermost(mask: Bool) -> tuple[float, float]:

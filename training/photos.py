@@ -4,10 +4,9 @@ Must not know scenes, prompts or models.
 """
 
 import hashlib
-import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -18,6 +17,8 @@ from pycocotools import mask as coco_masks
 from scipy.ndimage import find_objects
 from skimage import data as bundled
 from skimage.segmentation import felzenszwalb
+
+from training.coco import read_labeled_photos
 
 logger = logging.getLogger(__name__)
 
@@ -60,12 +61,7 @@ class Photo:
 
 def load_photos(folder: Path | None = None, *, cache: Path | None = None) -> list[Photo]:
     """The photographs of a folder, or scikit-image's own without one. Regions are found once and kept in ``cache``."""
-    photos = []
-    for name, pixels in _read_all(folder):
-        sha256 = hashlib.sha256(pixels.tobytes()).hexdigest()
-        photos.append(Photo(name=name, sha256=sha256, pixels=pixels, levels=_cached_levels(pixels, sha256, cache)))
-        logger.info("photo %s: %d regions", name, sum(len(np.unique(level)) - 1 for level in photos[-1].levels))
-    return photos
+    return [_find_levels(name, pixels, cache) for name, pixels in _read_all(folder)]
 
 
 def load_drawn_photos(folder: Path, *, cache: Path | None = None) -> list[Photo]:
@@ -73,18 +69,19 @@ def load_drawn_photos(folder: Path, *, cache: Path | None = None) -> list[Photo]
 
     levels: a classical segmentation's of middling scale; people's alone; people's and around them a coarse segmentation's.
     """
-    described = json.loads((folder / "instances.json").read_text())
-    drawn: dict[int, list[NDArray[np.uint8]]] = {image["id"]: [] for image in described["images"]}
-    for annotation in described["annotations"]:
-        drawn[annotation["image_id"]].append(coco_masks.decode(annotation["segmentation"]))
     photos = []
-    for image in described["images"]:
-        pixels = _shrink(np.asarray(Image.open(folder / "images" / image["file_name"]).convert("RGB")))
-        sha256 = hashlib.sha256(pixels.tobytes()).hexdigest()
-        levels = lay_over(_cached_levels(pixels, sha256, cache), drawn[image["id"]])
-        photos.append(Photo(name=image["file_name"], sha256=sha256, pixels=pixels, levels=levels))
-    logger.info("%d photos with %d regions that people drew", len(photos), len(described["annotations"]))
+    for labeled in read_labeled_photos(folder):
+        photo = _find_levels(labeled.name, _shrink(labeled.pixels), cache)
+        photos.append(replace(photo, levels=lay_over(photo.levels, [coco_masks.decode(region) for region in labeled.regions])))
+    logger.info("%d photos with regions that people drew", len(photos))
     return photos
+
+
+def _find_levels(name: str, pixels: Pixels, cache: Path | None) -> Photo:
+    sha256 = hashlib.sha256(pixels.tobytes()).hexdigest()
+    levels = _cached_levels(pixels, sha256, cache)
+    logger.info("photo %s: %d regions", name, sum(len(np.unique(level)) - 1 for level in levels))
+    return Photo(name=name, sha256=sha256, pixels=pixels, levels=levels)
 
 
 def lay_over(found: Ids, masks: Sequence[NDArray[np.uint8]]) -> Ids:

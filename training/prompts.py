@@ -164,8 +164,9 @@ class ExampleStream(IterableDataset[dict[str, Any]]):
             else:
                 scene = _mirror(scenes[int(rng.integers(len(scenes)))], rng)
             try:
-                counts = {"num_clicks": self.num_clicks, "num_boxes": self.num_boxes}
-                example = make_example(scene, rng, size=self.size, asking=TRAINED, **counts)
+                example = make_example(
+                    scene, rng, size=self.size, num_clicks=self.num_clicks, num_boxes=self.num_boxes, asking=TRAINED
+                )
             except ValueError:
                 continue
             yield vars(example)

@@ -134,7 +134,7 @@ def test_a_node_that_can_not_load_the_model_is_left_out(growing_cluster: Cluster
     slow = make_slow(tmp_path / "slow", count=12)
     driver = start_jobs(*label_arguments(slow, tmp_path / "out", model_folder, "--images-per-shard", 2), cwd=tmp_path)
     wait_until(lambda: (tmp_path / "out" / "images" / "part-0000001.parquet").exists())
-    for worker in find_workers(growing_cluster.process.pid):
+    for worker in wait_until(lambda: find_workers(growing_cluster.process.pid)):  # Between two shards there is none.
         os.kill(worker, signal.SIGKILL)
     _, err = driver.communicate(timeout=150)
     assert driver.returncode == 0, err

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from fakes import find_workers, make_slow, start_jobs, wait_until, write_picture
+from fakes import Cluster, find_workers, make_slow, start_jobs, wait_until, write_picture
 from PIL import Image as PillowImage
 from prompt_fakes import label_prompts, load, write_prompts
 
@@ -285,7 +285,7 @@ def test_a_dry_run_times_the_prompts(
 
 
 def test_workers_and_deaths_change_no_byte(
-    cluster: object, run_jobs: RunJobs, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: Cluster, run_jobs: RunJobs, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One worker without Ray, undisturbed; two, of which one is killed and the job stopped and started again: equal parts."""
     photos = make_slow(tmp_path / "slow", count=8)
@@ -302,8 +302,7 @@ def test_workers_and_deaths_change_no_byte(
 
     driver = start_jobs(*command, "--output", tmp_path / "out", "--workers", 2, cwd=tmp_path)
     wait_until(lambda: (tmp_path / "out" / "images").exists() and list((tmp_path / "out" / "images").glob("part-*")))
-    for pid in find_workers(driver.pid)[:1]:
-        os.kill(pid, signal.SIGKILL)
+    os.kill(wait_until(lambda: find_workers(cluster.process.pid))[0], signal.SIGKILL)
     driver.send_signal(signal.SIGTERM)
     driver.communicate(timeout=60)
     again = run_jobs(*command, "--output", tmp_path / "out", "--workers", 2)

@@ -22,10 +22,17 @@ def is_matrix(parameter: Tensor) -> bool:
 
 
 class Muon(torch.optim.Optimizer):
-    """For parameters (rows, ...) that ``is_matrix`` says yes to; what follows the rows is taken as columns."""
+    """For parameters (rows, ...) that ``is_matrix`` says yes to; what follows the rows is taken as columns.
 
-    def __init__(self, parameters: Iterable[Tensor], *, lr: float, weight_decay: float = 0.0) -> None:
+    Args:
+        dtype: what directions are computed in; bfloat16 does, where the machine is fast at it.
+    """
+
+    def __init__(
+        self, parameters: Iterable[Tensor], *, lr: float, weight_decay: float = 0.0, dtype: torch.dtype = torch.bfloat16
+    ) -> None:
         super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay})
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -39,16 +46,16 @@ class Muon(torch.optim.Optimizer):
                     matrix = parameter.grad.lerp(momentum, MOMENTUM).flatten(1)
                     alike.setdefault((matrix.shape[0], matrix.shape[1]), []).append((parameter, matrix))
             for shape, pairs in alike.items():
-                directions = orthogonalize(torch.stack([matrix for _, matrix in pairs]))
+                directions = orthogonalize(torch.stack([matrix for _, matrix in pairs]), dtype=self.dtype)
                 for (parameter, _), direction in zip(pairs, directions, strict=True):
                     parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
                     parameter.add_(direction.view(parameter.shape), alpha=-group["lr"] * STEP_OF_ADAM * max(shape) ** 0.5)
 
 
-def orthogonalize(matrices: Tensor) -> Tensor:
-    """Matrices (n, rows, columns) with all singular values brought near 1 (0.7 to 1.2), by Newton-Schulz rounds in bf16."""
+def orthogonalize(matrices: Tensor, *, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """Matrices (n, rows, columns) with all singular values brought near 1 (0.7 to 1.2), by Newton-Schulz rounds."""
     a, b, c = COEFFICIENTS
-    x = matrices.bfloat16()
+    x = matrices.to(dtype)
     x = x / (x.flatten(1).norm(dim=1)[:, None, None] + 1e-7)
     is_tall = x.shape[1] > x.shape[2]
     if is_tall:

@@ -129,7 +129,8 @@ def train(recipe: Recipe, *, architecture: dict[str, Any], bank: PhotoBank, fold
 def _make_optimizers(sam: Sam, hint: Hint, recipe: Recipe) -> list[torch.optim.Optimizer]:
     """Muon for matrices and kernels, AdamW for the rest."""
     parameters = [p for module in (sam, hint) for p in module.parameters()]
-    muon = Muon([p for p in parameters if is_matrix(p)], lr=recipe.learning_rate, weight_decay=WEIGHT_DECAY)
+    matrices = [p for p in parameters if is_matrix(p)]
+    muon = Muon(matrices, lr=recipe.learning_rate, weight_decay=WEIGHT_DECAY, dtype=_choose_dtype(recipe.device))
     rest = [p for p in parameters if not is_matrix(p)]
     return [muon, torch.optim.AdamW(rest, lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.0, foreach=True)]
 
@@ -187,8 +188,15 @@ def _keep_to_one_thread(_worker: int) -> None:
     torch.set_num_threads(1)
 
 
+def _choose_dtype(device: str) -> torch.dtype:
+    """What products are computed in: bfloat16, but float32 on a CPU that has to emulate it (three to ten times as slow)."""
+    is_slow = device == "cpu" and "AVX512" not in torch.backends.cpu.get_cpu_capability()
+    return torch.float32 if is_slow else torch.bfloat16
+
+
 def _autocast(device: str) -> AbstractContextManager[None]:
-    return torch.autocast(device.split(":")[0], torch.bfloat16)
+    dtype = _choose_dtype(device)
+    return torch.autocast(device.split(":")[0], dtype, enabled=dtype == torch.bfloat16)
 
 
 def _take_step(run: Run, recipe: Recipe, batch: dict[str, Tensor], *, progress: float) -> dict[str, Tensor]:

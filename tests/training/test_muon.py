@@ -1,19 +1,21 @@
 """Muon's steps."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from training.muon import STEP_OF_ADAM, Muon, is_matrix, orthogonalize
 
 
-def test_a_direction_has_no_preference() -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_direction_has_no_preference(dtype: torch.dtype) -> None:
     """Singular values that differ a thousandfold all come out near 1, of tall and of wide matrices."""
     generator = torch.Generator().manual_seed(0)
     for rows, columns in ((24, 8), (8, 24)):
         left, _ = torch.linalg.qr(torch.randn(rows, 8, generator=generator))
         right, _ = torch.linalg.qr(torch.randn(columns, 8, generator=generator))
         matrix = left @ torch.logspace(0, -3, 8).diag() @ right.T
-        made = torch.linalg.svdvals(orthogonalize(matrix[None])[0])
+        made = torch.linalg.svdvals(orthogonalize(matrix[None], dtype=dtype)[0])
         # Newton-Schulz of five rounds lifts even the least of them a hundredfold.
         assert made[:6].min() > 0.5
         assert made.max() < 1.35

@@ -19,9 +19,9 @@ from labeler.convert import build_sam
 
 ARCHITECTURE: dict[str, Any] = {
     "encoder": "pyramid",
-    "image_size": 256,
+    "image_size": 320,
     "encoder_dims": [48, 96, 160, 240],
-    "encoder_depths": [2, 3, 2, 2],
+    "encoder_depths": [2, 3, 2, 1],
     "encoder_attention_heads": 3,
     "encoder_filter_heads": 6,
     "prompt_embed_dim": 64,

@@ -98,7 +98,7 @@ class MaskOptions(BaseModel):
 
     precision: Precision = "f32"
     """What the CPU computes in. bf16 and f16 are faster where the CPU has them and move masks: with the model tiny before its
-    last training bf16 found 70 % of f32's masks again (IoU 0.9), f16 98 %, and as many of people's regions. f32 unless asked."""
+    last training bf16 found 70 % of f32's masks again (IoU 0.9), f16 98 %, as many of people's regions. f32 by default."""
 
     exif: Exif = "apply"
     """Turn photos upright as their EXIF orientation says, or take the stored pixels. Masks are in the frame chosen here."""

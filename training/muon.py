@@ -52,7 +52,7 @@ class Muon(torch.optim.Optimizer):
                     parameter.add_(direction.view(parameter.shape), alpha=-group["lr"] * STEP_OF_ADAM * max(shape) ** 0.5)
 
 
-def orthogonalize(matrices: Tensor, *, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+def orthogonalize(matrices: Tensor, *, dtype: torch.dtype) -> Tensor:
     """Matrices (n, rows, columns) with all singular values brought near 1 (0.7 to 1.2), by Newton-Schulz rounds."""
     a, b, c = COEFFICIENTS
     x = matrices.to(dtype)

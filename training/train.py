@@ -189,7 +189,7 @@ def _keep_to_one_thread(_worker: int) -> None:
 
 
 def _choose_dtype(device: str) -> torch.dtype:
-    """What products are computed in: bfloat16, but float32 on a CPU that has to emulate it (three to ten times as slow)."""
+    """What products are computed in: bfloat16, but float32 on a CPU that has to emulate it (a step took 7 times as long)."""
     is_slow = device == "cpu" and "AVX512" not in torch.backends.cpu.get_cpu_capability()
     return torch.float32 if is_slow else torch.bfloat16
 

@@ -133,6 +133,9 @@ def _for_transformers() -> dict[str, Any]:
         "model_type": nncf.ModelType.TRANSFORMER,
         "ignored_scope": nncf.IgnoredScope(types=["Convolution"]),
         "advanced_parameters": nncf.AdvancedQuantizationParameters(
-            smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=0.5), disable_bias_correction=True
+            smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=0.5),
+            disable_bias_correction=True,
+            # Weights of seven bits: sums of products of eight overflow on a CPU without VNNI.
+            overflow_fix=nncf.OverflowFix.ENABLE,
         ),
     }

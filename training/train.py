@@ -47,8 +47,10 @@ class Recipe:
     """How one training run goes. Progress is time trained over ``minutes``: a slow machine ends with a finished model too."""
 
     minutes: float
-    half_size_until: float
-    """The progress at which training goes from half the input size to all of it."""
+    first_size: int
+    """The input's side in pixels at the beginning, a multiple of 32: smaller is faster, and much of it holds at full size."""
+    full_size_from: float
+    """The progress at which training goes from there to the architecture's size."""
     scenes_a_step: int
     clicks_a_scene: int
     boxes_a_scene: int
@@ -118,7 +120,7 @@ def train(recipe: Recipe, *, architecture: dict[str, Any], bank: PhotoBank, fold
         logger.info("going on from step %d, %.0f s trained", run.step, run.trained_s)
     full = int(architecture["image_size"])
     end_s = 60.0 * recipe.minutes
-    for size, until_s in ((full // 2, end_s * recipe.half_size_until), (full, end_s)):
+    for size, until_s in ((recipe.first_size, end_s * recipe.full_size_from), (full, end_s)):
         if run.trained_s < until_s:
             set_input_size(sam, size)
             _train_stage(run, recipe, size=size, until_s=until_s, bank=bank, folder=folder, architecture=architecture)
@@ -308,7 +310,8 @@ def main() -> None:
     parser.add_argument("--architecture", type=Path, help="a JSON file; without it the embedded model's")
     parser.add_argument("--start", type=Path, help="weights to start from, as release writes them; without it they are random")
     parser.add_argument("--minutes", type=float, default=100.0)
-    parser.add_argument("--half-size-until", type=float, default=0.5)
+    parser.add_argument("--first-size", type=int, default=160, help="side of the input at the beginning, a multiple of 32")
+    parser.add_argument("--full-size-from", type=float, default=0.5, help="share of the time before it is the architecture's")
     parser.add_argument("--scenes-a-step", type=int, default=8)
     parser.add_argument("--clicks-a-scene", type=int, default=12)
     parser.add_argument("--boxes-a-scene", type=int, default=4)

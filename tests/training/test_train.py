@@ -24,7 +24,8 @@ SMALL = {
 }
 RECIPE = Recipe(
     minutes=0.02,
-    half_size_until=0.5,
+    first_size=64,
+    full_size_from=0.5,
     scenes_a_step=2,
     clicks_a_scene=2,
     boxes_a_scene=1,

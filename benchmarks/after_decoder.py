@@ -9,6 +9,7 @@ them (its time goes with their number) and 16 points a batch (its floats would n
 
 import argparse
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,7 @@ import torch
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor, sam_model_registry
 from skimage import data
 
-from labeler.engine import Engine
+from labeler.engine import Engine, Receive
 from labeler.generator import generate_masks
 from labeler.geometry import fit_in_square, make_point_grid
 from labeler.images import decode_image
@@ -37,16 +38,15 @@ OPTIONS = {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.0, "min_mask_regi
 
 
 class LogitsPredictor:
-    """In place of ``labeler.predictor.Predictor``: the next logits for every prompt."""
+    """In place of ``labeler.predictor.Predictor``: each prompt has its logits."""
 
     def __init__(self, logits: np.ndarray, iou: np.ndarray, *, threads: int) -> None:
         self.threads, self.info = threads, SimpleNamespace(mask_threshold=0.0)
-        self._logits, self._iou, self._begin = logits, iou, 0
+        self._logits, self._iou = logits, iou
 
     def embed(self, pixels: np.ndarray, *, crop_xyxy: Any) -> Embedding:
         """A place without features."""
         image_hw = pixels.shape[:2]
-        self._begin = 0
         return Embedding(
             features=np.zeros((1, 1, 1, 1), np.float32),
             crop_xyxy=crop_xyxy,
@@ -63,11 +63,13 @@ class LogitsPredictor:
 
     trace = Predictor.trace
 
-    def predict(self, _embedding: Embedding, prompts: Prompts, **_unused: Any) -> Prediction:
-        """The next ones."""
-        part = slice(self._begin, self._begin + len(prompts.labels))
-        self._begin = part.stop
-        return Prediction(predicted_iou=self._iou[part], rows=np.arange(len(prompts.labels)), logits=self._logits[part])
+    def predict(self, _embedding: Embedding, prompts: Prompts, *, receive: Receive, **_unused: Any) -> Prediction:
+        """The first ones, on all threads."""
+        rows = np.arange(len(prompts.labels))
+        iou, logits = self._iou[: len(rows)], self._logits[: len(rows)]
+        with ThreadPoolExecutor(self.threads) as pool:
+            list(pool.map(receive, rows, iou, logits))
+        return Prediction(predicted_iou=iou, rows=rows, logits=logits[:0])
 
 
 class LogitsSamPredictor(SamPredictor):

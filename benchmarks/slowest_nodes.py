@@ -44,16 +44,12 @@ class CountingEngine(Engine):
         return requests
 
     @contextmanager
-    def _run(self, requests: Any, inputs: Any) -> Iterator[dict[str, Any]]:
-        request = requests.get()
-        try:
-            request.infer(inputs, share_inputs=True)
-            for node in request.get_profiling_info():
+    def _run(self, requests: Any, inputs: Any) -> Iterator[Any]:
+        with super()._run(requests, inputs) as request:
+            for node in request.infer_request.get_profiling_info():
                 key = (self._names[id(requests)], node.node_name, f"{node.node_type} {node.exec_type}")
                 self.seconds[key] += node.real_time.total_seconds()
-            yield {port.any_name: request.get_tensor(port) for port in request.model_outputs}
-        finally:
-            requests.put(request)
+            yield request
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ between the reference and ours are timed too, one technique after the other. Nee
 import argparse
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from segment_anything.modeling import Sam
 from skimage import data, transform
 
 from labeler.convert import convert_checkpoint, load_checkpoint, round_weights
-from labeler.engine import Answers, Engine
+from labeler.engine import Answers, Engine, Receive
 from labeler.generator import generate_masks
 from labeler.geometry import make_point_grid
 from labeler.graphs import export_onnx, onnx_to_openvino
@@ -51,8 +52,21 @@ class PlainEngine:
         """(1, 3, S, S) -> (1, C, h, w)."""
         return self._encoder([pixels])["features"].copy()
 
-    def predict(self, features: Any, *, points: Any, labels: Any, **_unused: Any) -> Answers:
-        """All masks of all prompts, wanted or not, in one call compiled for so many."""
+    def predict(self, features: Any, *, points: Any, labels: Any, receive: Receive, **_unused: Any) -> Answers:
+        """All masks of all prompts, wanted or not, in calls of so many."""
+        iou = []
+        for begin in range(0, len(labels), POINTS_PER_BATCH):
+            part = slice(begin, begin + POINTS_PER_BATCH)
+            answers = self.answer(features, points=points[part], labels=labels[part])
+            iou.append(answers.predicted_iou)
+            with ThreadPoolExecutor(self.threads) as pool:
+                list(pool.map(receive, range(begin, begin + len(answers.rows)), answers.predicted_iou, answers.logits))
+        return Answers(
+            predicted_iou=np.concatenate(iou), rows=np.arange(len(labels)), logits=np.empty((0, 4, 1, 1), np.float32)
+        )
+
+    def answer(self, features: Any, *, points: Any, labels: Any) -> Answers:
+        """All masks of a batch of prompts, in one call compiled for so many."""
         count = len(labels)
         if count not in self._predictors:
             model = self._core.read_model(self._path)
@@ -88,7 +102,7 @@ class ConvertedPredictor(SamPredictor):
         """Three masks a point, upsampled as the reference does."""
         points = np.concatenate([point_coords.numpy(), np.zeros_like(point_coords.numpy())], axis=1).astype(np.float32)
         labels = np.concatenate([point_labels.numpy(), np.full(point_labels.shape, -1)], axis=1).astype(np.int32)
-        answers = self._engine.predict(self.features, points=points, labels=labels)
+        answers = self._engine.answer(self.features, points=points, labels=labels)
         logits = torch.from_numpy(answers.logits[:, 1:])
         masks = self.model.postprocess_masks(logits, self.input_size, self.original_size)
         return masks, torch.from_numpy(answers.predicted_iou[:, 1:]), logits

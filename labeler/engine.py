@@ -5,7 +5,9 @@ would give mixed masks), the threads (it sees neither cgroup quotas nor OMP_NUM_
 would pin from core 0 on). Shapes are static: each graph is compiled for a number of prompts and of points a prompt.
 
 One image, or one prompt, uses all threads at once; many prompts are answered side by side, each call on one thread. So a
-batch needs no barriers between threads, and its answers do not depend on how many there are.
+batch needs no barriers between threads, and its answers do not depend on how many there are. Each of these threads has a
+compiled graph of its own, for then OpenVINO computes in the thread that calls: to hand a call to another and wait for it
+costs more than a small graph.
 """
 
 import hashlib
@@ -14,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -34,17 +37,42 @@ _ELEMENT_TYPES: dict[Precision, ov.Type] = {"f32": ov.Type.f32, "bf16": ov.Type.
 _INNER_PORTS = {"image", "first_keys", "first_values", "first_queries", "mask_tokens", "seen_image"}
 """What goes from graph to graph, in the precision that is computed in: converting it would cost a pass over it."""
 
+_TAKEN = ("mask_tokens", "seen_image")
+"""What ``masks`` reads of ``prompts``' outputs, a prompt at a time."""
+
 _STAGES = {"prompts", "masks"}
 """Graphs of many small products, which OpenVINO's fused attention (Snippets) makes slower, by a fifth where measured."""
 
 _NUM_MASKS = 4
 """Answers to a prompt: the single mask and the three."""
 
-_Requests = SimpleQueue[ov.InferRequest]
-"""The idle requests of a compiled graph; as many as may run at once."""
-
 _Tensors = dict[str, Any]
 """Arrays or OpenVINO's tensors, by the name of their port."""
+
+Receive = Callable[[int, Float32, Float32], None]
+"""Is given a prompt's place, its predicted IoU (4,) and its logits (4, 4h, 4w), the single mask first. The logits are the
+graph's own memory: they last as long as the call."""
+
+
+class _Request:
+    """A compiled graph, ready to run. Its outputs' memory stays where it is, for its shapes are static."""
+
+    def __init__(self, compiled: ov.CompiledModel) -> None:
+        self.infer_request = compiled.create_infer_request()
+        self.outputs: _Tensors = {port.any_name: self.infer_request.get_tensor(port) for port in compiled.outputs}
+        names = [name for name in _TAKEN if name in self.outputs]
+        self.rows: list[_Tensors] = [
+            {name: _take(self.outputs[name], row) for name in names}
+            for row in range(self.outputs[names[0]].shape[0] if names else 0)
+        ]
+
+    def run(self, inputs: _Tensors) -> None:
+        """Compute the outputs, here and now."""
+        self.infer_request.infer(inputs, share_inputs=True, share_outputs=True)
+
+
+_Requests = SimpleQueue[_Request]
+"""The idle ones of a graph, in all as many as may run at once; each compiled on its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +83,7 @@ class Answers:
         predicted_iou: (P, 4) float32.
         rows: (M,) int64, the prompts whose masks were wanted, in order.
         logits: (P, 4, 4h, 4w) float32, the single mask first and then the three; of other prompts than ``rows`` undefined.
+            No prompts, (0, 4, 4h, 4w), where somebody else received them.
     """
 
     predicted_iou: Float32
@@ -99,8 +128,7 @@ class Engine:
                 raise ModelError(f"this CPU can't compute in {needed} (it has {', '.join(capabilities)}); use --precision f32")
         self._settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": precision,
-            "INFERENCE_NUM_THREADS": threads,
-            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
             "ENABLE_CPU_PINNING": False,
             "ENABLE_HYPER_THREADING": True,
         }
@@ -116,7 +144,7 @@ class Engine:
     def encode(self, pixels: Float32) -> Float32:
         """(1, 3, S, S) normalised and padded pixels -> (1, C, h, w) features."""
         with self._run(self._find_graph("encoder"), {"pixels": pixels}) as answer:
-            return np.array(answer["features"].data, np.float32)  # A copy: the tensor's memory is the next call's.
+            return np.array(answer.outputs["features"].data, np.float32)  # A copy: the tensor's memory is the next call's.
 
     def predict(
         self,
@@ -126,6 +154,7 @@ class Engine:
         labels: Int32,
         mask_logits: Float32 | None = None,
         wanted: Callable[[Float32], Bool] | None = None,
+        receive: Receive | None = None,
         prompts_per_call: int | None = None,
     ) -> Answers:
         """Answer P prompts of N points each about one crop.
@@ -137,24 +166,34 @@ class Engine:
             mask_logits: (P, 1, 4h, 4w) logits of an earlier answer, or None.
             wanted: (n, 4) predicted IoU -> (n,) whether these prompts' masks are wanted; all by default. A mask costs
                 about as much as its predicted IoU.
+            receive: called for each wanted prompt, in the thread that drew its masks, while they are in its cache; several
+                threads call at once, in any order. Without it all logits are kept.
             prompts_per_call: how many are answered at a time, where there are several; the model's own number by default.
         """
-        size = prompts_per_call or self._info.prompts_per_call
-        wanted = wanted or (lambda iou: np.ones(len(iou), np.bool_))
         count, (_, _, height, width) = len(labels), self._info.embedding_shape
-        iou, chosen = np.empty((count, _NUM_MASKS), np.float32), np.empty(count, np.bool_)
         # Memory that is not written to costs nothing: no need to know first how many will be wanted.
-        logits = np.empty((count, _NUM_MASKS, 4 * height, 4 * width), np.float32)
-        if mask_logits is not None:
+        logits = np.empty((0 if receive else count, _NUM_MASKS, 4 * height, 4 * width), np.float32)
+
+        def keep(prompt: int, _iou: Float32, drawn: Float32) -> None:
+            logits[prompt] = drawn
+
+        ask = partial(
+            self._answer,
+            wanted=wanted or (lambda iou: np.ones(len(iou), np.bool_)),
+            receive=receive or keep,
+            size=prompts_per_call or self._info.prompts_per_call,
+        )
+        if mask_logits is None:
+            with self._run(self._find_graph("image_side"), {"features": features}) as shared:
+                iou, chosen = ask(shared.outputs, points, labels)
+        else:
+            iou, chosen = np.empty((count, _NUM_MASKS), np.float32), np.empty(count, np.bool_)
             # Under each mask the image looks different: one prompt after the other.
             for i in range(count):
                 one = slice(i, i + 1)
                 inputs = {"features": features, "mask_logits": mask_logits[one]}
                 with self._run(self._find_graph("image_side_mask"), inputs) as shared:
-                    self._answer(shared, points[one], labels[one], wanted, size, (iou[one], chosen[one], logits[one]))
-        else:
-            with self._run(self._find_graph("image_side"), {"features": features}) as shared:
-                self._answer(shared, points, labels, wanted, size, (iou, chosen, logits))
+                    iou[one], chosen[one] = ask(shared.outputs, points[one], labels[one], first=i)
         return Answers(predicted_iou=iou, rows=np.flatnonzero(chosen).astype(np.int64), logits=logits)
 
     def _answer(
@@ -162,32 +201,35 @@ class Engine:
         shared: _Tensors,
         points: Float32,
         labels: Int32,
+        *,
         wanted: Callable[[Float32], Bool],
+        receive: Receive,
         size: int,
-        answers: tuple[Float32, Bool, Float32],
-    ) -> None:
-        """Fill in predicted IoU, whether wanted, and the wanted logits, some prompts a call."""
-        iou, chosen, logits = answers
+        first: int = 0,
+    ) -> tuple[Float32, Bool]:
+        """Predicted IoU and whether wanted, of prompts whose places begin with ``first``, ``size`` a call."""
         num_prompts, num_points = labels.shape
         size, streams = (1, 1) if num_prompts == 1 else (size, self.threads)
         prompts = self._find_graph("prompts", num_prompts=size, num_points=num_points, streams=streams)
         iou_head = self._find_graph("iou_head", num_prompts=size, streams=streams)
         masks = self._find_graph("masks", streams=streams)
+        iou, chosen = np.empty((num_prompts, _NUM_MASKS), np.float32), np.empty(num_prompts, np.bool_)
 
         def answer(begin: int) -> None:
             part = slice(begin, min(begin + size, num_prompts))
             inputs = shared | {"points": _pad(points[part], size), "labels": _pad(labels[part], size)}
             with self._run(prompts, inputs) as state:
-                with self._run(iou_head, {"iou_token": state["iou_token"]}) as answered:
-                    iou[part] = answered["iou"].data[: part.stop - begin]
+                with self._run(iou_head, {"iou_token": state.outputs["iou_token"]}) as answered:
+                    iou[part] = answered.outputs["iou"].data[: part.stop - begin]
                 chosen[part] = wanted(iou[part])
                 for i in map(int, np.flatnonzero(chosen[part])):
-                    with self._run(masks, {name: _take(state[name], i) for name in ("mask_tokens", "seen_image")}) as drawn:
-                        logits[begin + i] = drawn["logits"].data[0]
+                    with self._run(masks, state.rows[i]) as drawn:
+                        receive(first + begin + i, iou[begin + i], drawn.outputs["logits"].data[0])
 
         with ThreadPoolExecutor(streams) as pool:
             for _ in pool.map(answer, range(0, num_prompts, size)):
                 pass  # An error in a thread is raised here.
+        return iou, chosen
 
     def _find_graph(self, name: str, *, num_prompts: int = 0, num_points: int = 0, streams: int = 1) -> _Requests:
         """A graph compiled for so many prompts of so many points (0: it has no such sides)."""
@@ -195,16 +237,15 @@ class Engine:
         if key not in self._graphs:
             sides = {"points": [num_prompts, num_points, 2], "labels": [num_prompts, num_points]}
             sides["iou_token"] = [num_prompts, self._info.embedding_shape[1]]
-            compiled = self._compile(name, sides, streams)
             requests: _Requests = SimpleQueue()
             for _ in range(streams):
-                requests.put(compiled.create_infer_request())
+                requests.put(_Request(self._compile(name, sides, threads=self.threads // streams)))
             self._graphs[key] = requests
         return self._graphs[key]
 
-    def _compile(self, name: str, sides: Mapping[str, list[int]], streams: int) -> ov.CompiledModel:
+    def _compile(self, name: str, sides: Mapping[str, list[int]], *, threads: int) -> ov.CompiledModel:
         path = self._folder / f"{name}.xml"
-        settings = self._settings | {"NUM_STREAMS": streams}
+        settings = self._settings | {"INFERENCE_NUM_THREADS": threads}
         if name == "encoder":
             settings["INFERENCE_PRECISION_HINT"] = self._encoder_precision
         if name == "iou_head":
@@ -222,22 +263,21 @@ class Engine:
             for port in model.outputs:
                 if port.any_name in _INNER_PORTS:
                     steps.output(port.any_name).tensor().set_element_type(self._inner_type)
-            logger.debug("compiling %s for %s, %d streams", path, list(open_sides.values()), streams)
+            logger.debug("compiling %s for %s, %d threads", path, list(open_sides.values()), threads)
             return self._core.compile_model(steps.build(), "CPU", settings)
         except RuntimeError as error:
             raise ModelError(f"OpenVINO can't read or compile {path}: {error}") from error
 
     @contextmanager
-    def _run(self, requests: _Requests, inputs: _Tensors) -> Iterator[_Tensors]:
-        """The graph's outputs, which last as long as the context does."""
+    def _run(self, requests: _Requests, inputs: _Tensors) -> Iterator[_Request]:
+        """A request that has run; its outputs last as long as the context does."""
         request = requests.get()
         try:
             try:
-                request.start_async(inputs, share_inputs=True)
-                request.wait()
+                request.run(inputs)
             except RuntimeError as error:
                 raise ModelError(f"OpenVINO failed while running a graph of {self._folder}: {error}") from error
-            yield {port.any_name: request.get_tensor(port) for port in request.model_outputs}
+            yield request
         finally:
             requests.put(request)
 

@@ -5,7 +5,6 @@ Reads as the method in Segment Anything, section 5 and appendix B, and keeps eve
 or jobs.
 """
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
 
@@ -15,12 +14,9 @@ from labeler.adaptive import lie_well_inside, plan_rounds
 from labeler.geometry import Crop, boxes_touch_crop_edge, keep_best_boxes, make_crops, make_layer_grids
 from labeler.masks import Upsampling
 from labeler.options import MaskOptions
-from labeler.predictor import Prediction, Predictor
+from labeler.predictor import Predictor
 from labeler.regions import measure_runs, remove_small_regions
 from labeler.types import Embedding, Float32, Float64, MaskSet, Prompts, StageSeconds, UInt8, UInt32, join_runs
-
-POINTS_A_THREAD = 32
-"""Points whose logits are in memory at a time, for each thread: all together no thread waits long for the others."""
 
 
 def generate_masks(pixels: UInt8, *, predictor: Predictor, options: MaskOptions) -> tuple[MaskSet, StageSeconds]:
@@ -70,10 +66,8 @@ def warm_up(predictor: Predictor, options: MaskOptions) -> None:
     side = predictor.info.image_size
     features = np.zeros(predictor.info.embedding_shape, np.float32)
     embedding = Embedding(features=features, crop_xyxy=(0, 0, side, side), image_hw=(side, side), input_hw=(side, side))
-    points = np.full((2, 2), side / 2)
-    answers = predictor.predict(embedding, Prompts(points_xy=points[:, None], labels=np.ones((2, 1), np.int32)))
-    upsampling = predictor.plan_upsampling(embedding)
-    masks = _select_masks(answers, points, embedding, predictor=predictor, upsampling=upsampling, options=options)
+    points = np.full((2, 2), side / 2)  # Two, for one alone is answered by graphs of its own.
+    masks, _ = _ask(points, embedding, predictor=predictor, options=options.model_copy(update={"pred_iou_thresh": 0.0}))
     if options.min_mask_region_area > 0:
         _repair_masks(masks, options, threads=predictor.threads)
 
@@ -84,63 +78,80 @@ def _label_crop(
     """All masks of one crop, in the image's frame, without duplicates."""
     start = perf_counter()
     embedding = predictor.embed(pixels, crop_xyxy=crop.box_xyxy)
-    upsampling = predictor.plan_upsampling(embedding)
     encode_s = perf_counter() - start
 
-    found: list[MaskSet] = []
-    predict_s = post_s = 0.0
+    masks = MaskSet.empty(embedding.image_hw)
+    select_s = 0.0
     points = grid * embedding.crop_hw[::-1]
     for asked in plan_rounds(grid) if options.points == "adaptive" else [np.arange(len(grid))]:
-        start = perf_counter()
-        if found:
+        if len(masks):
             # Points well inside what was found would most likely find it again.
-            before = MaskSet.concat(found, image_hw=embedding.image_hw)
             reach_xy = np.array(embedding.crop_hw[::-1]) / np.sqrt(len(grid))
-            asked = asked[~lie_well_inside(points[asked] + crop.box_xyxy[:2], before, reach_xy=reach_xy)]
-        post_s += perf_counter() - start
-        for batch in _batch(points[asked], POINTS_A_THREAD * predictor.threads):
-            start = perf_counter()
-            prediction = predictor.predict(
-                embedding,
-                Prompts(points_xy=batch[:, None], labels=np.ones((len(batch), 1), np.int32)),
-                iou_above=options.pred_iou_thresh if options.pred_iou_thresh > 0 else None,
-            )
-            predicted = perf_counter()
-            masks = _select_masks(prediction, batch, embedding, predictor=predictor, upsampling=upsampling, options=options)
-            found.append(masks)
-            predict_s += predicted - start
-            post_s += perf_counter() - predicted
+            asked = asked[~lie_well_inside(points[asked] + crop.box_xyxy[:2], masks, reach_xy=reach_xy)]
+        found, seconds = _ask(points[asked], embedding, predictor=predictor, options=options)
+        masks = MaskSet.concat([masks, found], image_hw=embedding.image_hw)
+        select_s += seconds
 
     # Drop what several points found, preferring the higher predicted IoU.
-    start = perf_counter()
-    masks = MaskSet.concat(found, image_hw=embedding.image_hw)
     kept = keep_best_boxes(masks.boxes_xyxy, scores=masks.predicted_iou, iou_thresh=options.box_nms_thresh)
     masks = masks.take(kept)
-    return masks, StageSeconds(encode_s, predict_s, post_s + perf_counter() - start)
+    return masks, StageSeconds(encode_s, perf_counter() - start - encode_s - select_s, select_s)
+
+
+def _ask(points_in_crop: Float64, embedding: Embedding, *, predictor: Predictor, options: MaskOptions) -> tuple[MaskSet, float]:
+    """All masks that points (P, 2) find and that pass, in their order, and the seconds that went into looking at logits.
+
+    A prompt's masks are traced by the thread that drew them, while their logits are in its cache: no thread waits for
+    the others before all points are asked.
+    """
+    upsampling = predictor.plan_upsampling(embedding)
+    found: dict[int, MaskSet] = {}
+    seconds: list[float] = []
+
+    def select(prompt: int, predicted_iou: Float32, logits: Float32) -> None:
+        start = perf_counter()
+        found[prompt] = _select_masks(
+            logits,
+            predicted_iou=predicted_iou,
+            point_xy=points_in_crop[prompt] + np.array(embedding.crop_xyxy[:2]),
+            embedding=embedding,
+            predictor=predictor,
+            upsampling=upsampling,
+            options=options,
+        )
+        seconds.append(perf_counter() - start)
+
+    predictor.predict(
+        embedding,
+        Prompts(points_xy=points_in_crop[:, None], labels=np.ones((len(points_in_crop), 1), np.int32)),
+        iou_above=options.pred_iou_thresh if options.pred_iou_thresh > 0 else None,
+        receive=select,
+    )
+    masks = MaskSet.concat([found[prompt] for prompt in sorted(found)], image_hw=embedding.image_hw)
+    return masks, sum(seconds) / predictor.threads
 
 
 def _select_masks(
-    prediction: Prediction,
-    points_in_crop: Float64,
-    embedding: Embedding,
+    logits: Float32,
     *,
+    predicted_iou: Float32,
+    point_xy: Float64,
+    embedding: Embedding,
     predictor: Predictor,
     upsampling: tuple[Upsampling, Upsampling],
     options: MaskOptions,
 ) -> MaskSet:
-    """The answers to a batch of points that pass every filter which looks at one mask alone."""
-    # Filter by predicted IoU, first: it needs no pixel, and prompts without one sure mask have no logits to begin with.
-    wanted = np.zeros(prediction.predicted_iou.shape, np.bool_)
-    wanted[prediction.rows] = True
+    """A point's three answers, as far as they pass every filter which looks at one mask alone."""
+    # Filter by predicted IoU, first: it needs no pixel.
+    is_sure = np.ones(len(predicted_iou), np.bool_)
     if options.pred_iou_thresh > 0:
-        wanted &= prediction.predicted_iou > np.float32(options.pred_iou_thresh)
-    prompts, answers = np.nonzero(wanted)
+        is_sure = predicted_iou > np.float32(options.pred_iou_thresh)
 
     # Threshold at the image's resolution.
     masks = predictor.trace(
-        [prediction.logits[place] for place in zip(prompts, answers, strict=True)],
-        predicted_iou=prediction.predicted_iou[wanted],
-        points_xy=points_in_crop[prompts] + np.array(embedding.crop_xyxy[:2]),
+        [logits[answer] for answer in np.flatnonzero(is_sure)],
+        predicted_iou=predicted_iou[is_sure],
+        points_xy=np.repeat(point_xy[None], int(is_sure.sum()), axis=0),
         embedding=embedding,
         upsampling=upsampling,
         stability_score_offset=options.stability_score_offset,
@@ -200,11 +211,6 @@ def _make_grids(options: MaskOptions) -> list[Float64]:
         n_layers=options.crop_n_layers,
         downscale_factor=options.crop_n_points_downscale_factor,
     )
-
-
-def _batch(points: Float64, size: int) -> Iterator[Float64]:
-    for begin in range(0, len(points), size):
-        yield points[begin : begin + size]
 
 
 def _inverse_crop_areas(masks: MaskSet) -> Float32:

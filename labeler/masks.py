@@ -9,7 +9,6 @@ options or files.
 """
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,7 +74,6 @@ def trace_masks(
     image_hw: Size,
     mask_threshold: float,
     stability_score_offset: float,
-    threads: int = 1,
 ) -> MaskSet:
     """Threshold logits at the image's resolution and trace each mask.
 
@@ -89,7 +87,6 @@ def trace_masks(
         rows, columns: how the crop's pixels are made of logits.
         crop_xyxy: where the crop lies in the image, half-open.
         image_hw: the frame of the result.
-        threads: how many masks are traced at a time; changes no value.
     """
     offset = stability_score_offset
     low, middle, high = (np.float32(mask_threshold + shift) for shift in (-offset, 0.0, offset))
@@ -103,8 +100,7 @@ def trace_masks(
         )
         return edges_to_runs(edges, image_hw[0] * image_hw[1]), measure_edges(edges, image_hw[0]), (num_high, num_low)
 
-    with ThreadPoolExecutor(threads) as pool:
-        traced = list(pool.map(trace, logits))
+    traced = [trace(plane) for plane in logits]
     runs = [mask[0] for mask in traced]
     facts = np.array([mask[1] for mask in traced], np.int64).reshape(-1, 5)
     counts = np.array([mask[2] for mask in traced], np.float32).reshape(-1, 2)

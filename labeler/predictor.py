@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from labeler.engine import Engine
+from labeler.engine import Engine, Receive
 from labeler.geometry import fit_in_square, points_to_input
 from labeler.images import resize_image
 from labeler.masks import Upsampling, plan_upsampling, trace_masks, upsample_logits
@@ -32,7 +32,8 @@ class Prediction:
     Attributes:
         predicted_iou: (P, K) float32, the model's own estimate.
         rows: (M,) int64, the prompts whose masks were made: all, unless ``predict`` was told a threshold.
-        logits: (P, K, h, w) float32 at low resolution, for the model's whole padded input; of other prompts undefined.
+        logits: (P, K, h, w) float32 at low resolution, for the model's whole padded input; of other prompts undefined, and
+            of no prompts where somebody else received them.
     """
 
     predicted_iou: Float32
@@ -65,12 +66,20 @@ class Predictor:
         return Embedding(features=self._engine.encode(padded), crop_xyxy=(x0, y0, x1, y1), image_hw=image_hw, input_hw=input_hw)
 
     def predict(
-        self, embedding: Embedding, prompts: Prompts, *, multimask: bool = True, iou_above: float | None = None
+        self,
+        embedding: Embedding,
+        prompts: Prompts,
+        *,
+        multimask: bool = True,
+        iou_above: float | None = None,
+        receive: Receive | None = None,
     ) -> Prediction:
         """Answer each prompt with three masks (for ambiguous prompts, such as one point) or with one.
 
         Args:
             iou_above: make masks only for prompts with a predicted IoU greater than this; it halves the work of others.
+            receive: called with a prompt's place, predicted IoU (K,) and logits (K, h, w), as soon as they are there, from
+                several threads at once; the logits last as long as the call. Without it all are kept.
 
         Raises:
             ValueError: a prompt without point, box or mask, or with more than 64 points.
@@ -82,12 +91,17 @@ class Predictor:
             sure: Bool = np.any(iou[:, kept] > np.float32(iou_above or 0.0), axis=1)
             return sure
 
+        def receive_kept(prompt: int, iou: Float32, logits: Float32) -> None:
+            if receive is not None:
+                receive(prompt, iou[kept], logits[kept])
+
         answers = self._engine.predict(
             embedding.features,
             points=points,
             labels=labels,
             mask_logits=prompts.mask_logits,
             wanted=None if iou_above is None else has_sure_mask,
+            receive=None if receive is None else receive_kept,
         )
         return Prediction(predicted_iou=answers.predicted_iou[:, kept], rows=answers.rows, logits=answers.logits[:, kept])
 
@@ -135,7 +149,6 @@ class Predictor:
             image_hw=embedding.image_hw,
             mask_threshold=self.info.mask_threshold,
             stability_score_offset=stability_score_offset,
-            threads=self.threads,
         )
 
     def _to_model_points(self, embedding: Embedding, prompts: Prompts) -> tuple[Float32, Int32]:

@@ -4,18 +4,18 @@ The image is encoded once, whole; prompts of the same shape are answered in batc
 threshold on scores, no suppression, no small regions. The answers are ``SamPredictor.predict_torch``'s.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 
 import numpy as np
 
 from labeler.errors import PromptError
-from labeler.generator import POINTS_A_THREAD
 from labeler.options import MaskOptions, PromptOptions
 from labeler.predictor import MAX_POINTS, Predictor
 from labeler.prompts import Prompt, fit_prompt
-from labeler.types import Image, Int64, MaskSet, Prompts, StageSeconds
+from labeler.types import Float32, Image, Int64, MaskSet, Prompts, StageSeconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,35 +58,34 @@ def answer_prompts(
     upsampling = predictor.plan_upsampling(embedding)
     encode_s = perf_counter() - start
 
-    found, places, predict_s, post_s = [], [], 0.0, 0.0
-    for batch in _batch(asked, POINTS_A_THREAD * predictor.threads):
+    found: dict[int, MaskSet] = {}
+    seconds: list[float] = []
+
+    def trace_best(places: Sequence[int], prompt: int, predicted_iou: Float32, logits: Float32) -> None:
         start = perf_counter()
-        best_of_three = prompt_options.prompt_masks == "best" and _is_single_point(asked[batch[0]])
-        prediction = predictor.predict(embedding, _to_columns([asked[i] for i in batch]), multimask=best_of_three)
-        predicted = perf_counter()
-        # Of each prompt's answers the one of highest predicted IoU.
-        best = np.arange(len(batch)), prediction.predicted_iou.argmax(axis=1)
-        masks = predictor.trace(
-            prediction.logits[best],
-            predicted_iou=prediction.predicted_iou[best],
-            points_xy=np.full((len(batch), 2), np.nan),  # A prompt may have many; the prompts table holds them.
+        best = slice(predicted_iou.argmax(), predicted_iou.argmax() + 1)
+        found[places[prompt]] = predictor.trace(
+            logits[best],
+            predicted_iou=predicted_iou[best],
+            points_xy=np.full((1, 2), np.nan),  # A prompt may have many; the prompts table holds them.
             embedding=embedding,
             upsampling=upsampling,
             stability_score_offset=options.stability_score_offset,
         )
-        found.append(masks)
-        places += batch
-        predict_s += predicted - start
-        post_s += perf_counter() - predicted
+        seconds.append(perf_counter() - start)
 
-    start = perf_counter()
-    masks = MaskSet.concat(found, image_hw=embedding.image_hw)
-    order = np.argsort(np.array(places, np.int64), kind="stable")
-    masks, in_order = masks.take(order), np.array(places, np.int64)[order]
+    for batch in _group(asked):
+        best_of_three = prompt_options.prompt_masks == "best" and _is_single_point(asked[batch[0]])
+        prompts_of_batch = _to_columns([asked[i] for i in batch])
+        predictor.predict(embedding, prompts_of_batch, multimask=best_of_three, receive=partial(trace_best, batch))
+
+    in_order = np.array(sorted(found), np.int64)
+    masks = MaskSet.concat([found[place] for place in in_order.tolist()], image_hw=embedding.image_hw)
     for place in in_order[masks.areas == 0].tolist():
         errors[place] = PromptError("no_mask", "the model answered with an empty mask")
     kept = masks.areas > 0
-    post_s += perf_counter() - start
+    post_s = sum(seconds) / predictor.threads
+    predict_s = perf_counter() - start - encode_s - post_s
     return Answers(asked, masks.take(kept), in_order[kept], errors, StageSeconds(encode_s, predict_s, post_s))
 
 
@@ -105,16 +104,14 @@ def _fit_prompts(
     return asked, errors
 
 
-def _batch(asked: Mapping[int, Prompt], size: int) -> Iterator[list[int]]:
+def _group(asked: Mapping[int, Prompt]) -> list[list[int]]:
     """Places of prompts of the same shape: with a box or without, and as many points. A call's arrays have one shape, and
     padding points up would change the answer: SAM sees every point, also one that says nothing.
     """
     groups: dict[tuple[bool, int], list[int]] = {}
     for place, prompt in asked.items():
         groups.setdefault((prompt.box_xyxy is not None, len(prompt.points_xy)), []).append(place)
-    for _, places in sorted(groups.items()):
-        for begin in range(0, len(places), size):
-            yield places[begin : begin + size]
+    return [places for _, places in sorted(groups.items())]
 
 
 def _is_single_point(prompt: Prompt) -> bool:

@@ -43,9 +43,9 @@ class DiscEngine:
         return features
 
     def predict(
-        self, features: np.ndarray, *, points: np.ndarray, labels: np.ndarray, mask_logits: Any = None, wanted: Any = None
+        self, features: np.ndarray, *, points: np.ndarray, labels: np.ndarray, wanted: Any = None, receive: Any, **_more: Any
     ) -> Any:
-        """Predicted IoU (P, 4), and logits (M, 4, 4h, 4w) of the prompts whose masks are wanted."""
+        """Predicted IoU (P, 4); the logits (4, 4h, 4w) of each prompt whose masks are wanted go to who receives them."""
         side = 4 * self._shape[2]
         y, x = np.mgrid[:side, :side]
         radii = np.array([6.0, 4.0, 8.0, 12.0]) + np.clip(features[0, 0, 0, 0], -1, 1)
@@ -54,4 +54,6 @@ class DiscEngine:
         iou = np.tile(np.array([0.95, 0.97, 0.93, 0.5]), (len(points), 1)) + points[:, 0, :1] * 1e-4
         iou = iou.astype(np.float32)
         rows = np.flatnonzero(wanted(iou)) if wanted else np.arange(len(points))
-        return SimpleNamespace(predicted_iou=iou, rows=rows, logits=logits.astype(np.float32)[rows])
+        for row in rows:
+            receive(row, iou[row], logits[row].astype(np.float32))
+        return SimpleNamespace(predicted_iou=iou, rows=rows, logits=logits[:0])

@@ -54,14 +54,14 @@ class LogitsPredictor:
             input_hw=fit_in_square(image_hw, side=INPUT_SIDE),
         )
 
-    def plan_upsampling(self, embedding: Embedding) -> Any:
+    def _plan_upsampling(self, embedding: Embedding) -> Any:
         """As vit_b's."""
         return tuple(
             plan_upsampling(low_res_length=LOGITS_SIDE, input_side=INPUT_SIDE, input_length=inner, crop_length=outer)
             for inner, outer in zip(embedding.input_hw, embedding.image_hw, strict=True)
         )
 
-    trace = Predictor.trace
+    make_tracer = Predictor.make_tracer
 
     def predict(self, _embedding: Embedding, prompts: Prompts, *, receive: Receive, **_unused: Any) -> Prediction:
         """The first ones, on all threads."""

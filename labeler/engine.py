@@ -238,12 +238,13 @@ class Engine:
             sides = {"points": [num_prompts, num_points, 2], "labels": [num_prompts, num_points]}
             sides["iou_token"] = [num_prompts, self._info.embedding_shape[1]]
             requests: _Requests = SimpleQueue()
-            for _ in range(streams):
-                requests.put(_Request(self._compile(name, sides, threads=self.threads // streams)))
+            with ThreadPoolExecutor(streams) as pool:
+                for compiled in pool.map(partial(self._compile, name, sides), [self.threads // streams] * streams):
+                    requests.put(_Request(compiled))
             self._graphs[key] = requests
         return self._graphs[key]
 
-    def _compile(self, name: str, sides: Mapping[str, list[int]], *, threads: int) -> ov.CompiledModel:
+    def _compile(self, name: str, sides: Mapping[str, list[int]], threads: int) -> ov.CompiledModel:
         path = self._folder / f"{name}.xml"
         settings = self._settings | {"INFERENCE_NUM_THREADS": threads}
         if name == "encoder":

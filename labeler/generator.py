@@ -12,7 +12,7 @@ import numpy as np
 
 from labeler.adaptive import lie_well_inside, plan_rounds
 from labeler.geometry import Crop, boxes_touch_crop_edge, keep_best_boxes, make_crops, make_layer_grids
-from labeler.masks import Upsampling
+from labeler.masks import TracedMask
 from labeler.options import MaskOptions
 from labeler.predictor import Predictor
 from labeler.regions import measure_runs, remove_small_regions
@@ -104,21 +104,20 @@ def _ask(points_in_crop: Float64, embedding: Embedding, *, predictor: Predictor,
     A prompt's masks are traced by the thread that drew them, while their logits are in its cache: no thread waits for
     the others before all points are asked.
     """
-    upsampling = predictor.plan_upsampling(embedding)
-    found: dict[int, MaskSet] = {}
+    tracer = predictor.make_tracer(embedding, stability_score_offset=options.stability_score_offset)
+    found: dict[int, list[TracedMask]] = {}
     seconds: list[float] = []
 
     def select(prompt: int, predicted_iou: Float32, logits: Float32) -> None:
         start = perf_counter()
-        found[prompt] = _select_masks(
-            logits,
-            predicted_iou=predicted_iou,
-            point_xy=points_in_crop[prompt] + np.array(embedding.crop_xyxy[:2]),
-            embedding=embedding,
-            predictor=predictor,
-            upsampling=upsampling,
-            options=options,
-        )
+        point_xy = points_in_crop[prompt] + np.array(embedding.crop_xyxy[:2])
+        traced = [
+            tracer.trace(plane, predicted_iou=iou, point_xy=point_xy)
+            for plane, iou in zip(logits, predicted_iou, strict=True)
+            # By predicted IoU first: it needs no pixel.
+            if options.pred_iou_thresh <= 0 or iou > np.float32(options.pred_iou_thresh)
+        ]
+        found[prompt] = [mask for mask in traced if _is_good(mask, embedding, options=options)]
         seconds.append(perf_counter() - start)
 
     predictor.predict(
@@ -127,43 +126,16 @@ def _ask(points_in_crop: Float64, embedding: Embedding, *, predictor: Predictor,
         iou_above=options.pred_iou_thresh if options.pred_iou_thresh > 0 else None,
         receive=select,
     )
-    masks = MaskSet.concat([found[prompt] for prompt in sorted(found)], image_hw=embedding.image_hw)
-    return masks, sum(seconds) / predictor.threads
+    masks = tracer.collect([mask for prompt in sorted(found) for mask in found[prompt]])
+    cut_off = boxes_touch_crop_edge(masks.boxes_xyxy, crop_xyxy=embedding.crop_xyxy, image_hw=embedding.image_hw)
+    return masks.take(~cut_off), sum(seconds) / predictor.threads
 
 
-def _select_masks(
-    logits: Float32,
-    *,
-    predicted_iou: Float32,
-    point_xy: Float64,
-    embedding: Embedding,
-    predictor: Predictor,
-    upsampling: tuple[Upsampling, Upsampling],
-    options: MaskOptions,
-) -> MaskSet:
-    """A point's three answers, as far as they pass every filter which looks at one mask alone."""
-    # Filter by predicted IoU, first: it needs no pixel.
-    is_sure = np.ones(len(predicted_iou), np.bool_)
-    if options.pred_iou_thresh > 0:
-        is_sure = predicted_iou > np.float32(options.pred_iou_thresh)
-
-    # Threshold at the image's resolution.
-    masks = predictor.trace(
-        [logits[answer] for answer in np.flatnonzero(is_sure)],
-        predicted_iou=predicted_iou[is_sure],
-        points_xy=np.repeat(point_xy[None], int(is_sure.sum()), axis=0),
-        embedding=embedding,
-        upsampling=upsampling,
-        stability_score_offset=options.stability_score_offset,
-    )
-
-    # Filter by stability, size, and boxes that the crop cut off.
-    kept = masks.areas > 0
-    if options.stability_score_thresh > 0:
-        kept &= masks.stability_score >= np.float32(options.stability_score_thresh)
-    kept &= masks.areas <= options.max_mask_area_ratio * embedding.image_hw[0] * embedding.image_hw[1]
-    kept &= ~boxes_touch_crop_edge(masks.boxes_xyxy, crop_xyxy=embedding.crop_xyxy, image_hw=embedding.image_hw)
-    return masks.take(kept)
+def _is_good(mask: TracedMask, embedding: Embedding, *, options: MaskOptions) -> bool:
+    """Whether a mask passes by its stability and its size."""
+    is_stable = options.stability_score_thresh <= 0 or mask.stability >= np.float32(options.stability_score_thresh)
+    largest = options.max_mask_area_ratio * embedding.image_hw[0] * embedding.image_hw[1]
+    return bool(is_stable and 0 < mask.area <= largest)
 
 
 def _repair_masks(masks: MaskSet, options: MaskOptions, *, threads: int) -> MaskSet:

@@ -63,61 +63,94 @@ def upsample_logits(logits: Float32, *, rows: Upsampling, columns: Upsampling) -
     return wide
 
 
-def trace_masks(
-    logits: Float32 | Sequence[Float32],
-    *,
-    predicted_iou: Float32,
-    points_xy: Float64,
-    rows: Upsampling,
-    columns: Upsampling,
-    crop_xyxy: Box,
-    image_hw: Size,
-    mask_threshold: float,
-    stability_score_offset: float,
-) -> MaskSet:
-    """Threshold logits at the image's resolution and trace each mask.
+@dataclass(frozen=True, slots=True)
+class TracedMask:
+    """One mask in the image's frame.
+
+    Attributes:
+        runs: run lengths, background first.
+        facts: (5,) int64, area and box x0, y0, x1, y1; zeros where the mask is empty.
+        stability: pixels above the high threshold over those above the low one, nan where there are none.
+        predicted_iou, point_xy: as they are to stand in the result.
+    """
+
+    runs: UInt32
+    facts: Int64
+    stability: np.float32
+    predicted_iou: np.float32
+    point_xy: Float64
+
+    @property
+    def area(self) -> int:
+        """In pixels."""
+        return int(self.facts[0])
+
+
+class Tracer:
+    """Thresholds the logits of one crop at the image's resolution and traces each mask.
 
     A pixel belongs to the mask where its logit is greater than the threshold. Stability is the count of pixels above
-    threshold + offset over that above threshold - offset, nan where both are 0. Boxes of empty masks are zeros.
+    threshold + offset over that above threshold - offset.
 
     Args:
-        logits: (M, h, w) float32, or M of (h, w): low resolution, for the whole padded input of a crop.
-        predicted_iou: (M,), as it is to stand in the result.
-        points_xy: (M, 2), likewise: the point that asked for each, in the image.
         rows, columns: how the crop's pixels are made of logits.
         crop_xyxy: where the crop lies in the image, half-open.
         image_hw: the frame of the result.
     """
-    offset = stability_score_offset
-    low, middle, high = (np.float32(mask_threshold + shift) for shift in (-offset, 0.0, offset))
-    column_axis = (columns.weights.astype(np.float32), columns.stretches)
-    row_axis = (np.ascontiguousarray(rows.weights.T, np.float32), rows.first)
 
-    def trace(plane: Float32) -> tuple[UInt32, Int64, tuple[int, int]]:
-        transposed = np.ascontiguousarray(plane.T)
+    def __init__(
+        self,
+        *,
+        rows: Upsampling,
+        columns: Upsampling,
+        crop_xyxy: Box,
+        image_hw: Size,
+        mask_threshold: float,
+        stability_score_offset: float,
+    ) -> None:
+        offset = stability_score_offset
+        low, middle, high = (np.float32(mask_threshold + shift) for shift in (-offset, 0.0, offset))
+        self._thresholds = low, middle, high
+        self._columns = columns.weights.astype(np.float32), columns.stretches
+        self._rows = np.ascontiguousarray(rows.weights.T, np.float32), rows.first
+        self._crop_xyxy, self._image_hw = crop_xyxy, image_hw
+
+    def trace(self, logits: Float32, *, predicted_iou: np.float32, point_xy: Float64) -> TracedMask:
+        """One mask.
+
+        Args:
+            logits: (h, w) float32: low resolution, for the whole padded input of the crop.
+            predicted_iou, point_xy: as they are to stand in the result; the point (2,) that asked, in the image.
+        """
+        height, width = self._image_hw
+        transposed = np.ascontiguousarray(logits.T)
         edges, num_high, num_low = trace_mask(
-            transposed, column_axis, row_axis, (low, middle, high), crop_xyxy[:2], image_hw[0]
+            transposed, self._columns, self._rows, self._thresholds, self._crop_xyxy[:2], height
         )
-        return edges_to_runs(edges, image_hw[0] * image_hw[1]), measure_edges(edges, image_hw[0]), (num_high, num_low)
+        stability = np.float32(num_high) / np.float32(num_low) if num_low else np.float32(np.nan)
+        return TracedMask(
+            runs=edges_to_runs(edges, height * width),
+            facts=measure_edges(edges, height),
+            stability=stability,
+            predicted_iou=predicted_iou,
+            point_xy=point_xy,
+        )
 
-    traced = [trace(plane) for plane in logits]
-    runs = [mask[0] for mask in traced]
-    facts = np.array([mask[1] for mask in traced], np.int64).reshape(-1, 5)
-    counts = np.array([mask[2] for mask in traced], np.float32).reshape(-1, 2)
-    run_lengths, run_offsets = join_runs(runs)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        stability = counts[:, 0] / counts[:, 1]
-    return MaskSet(
-        image_hw=image_hw,
-        run_lengths=run_lengths,
-        run_offsets=run_offsets,
-        boxes_xyxy=facts[:, 1:],
-        areas=facts[:, 0],
-        predicted_iou=predicted_iou,
-        stability_score=stability,
-        points_xy=points_xy,
-        crop_boxes_xyxy=np.tile(np.array(crop_xyxy, np.int64), (len(facts), 1)),
-    )
+    def collect(self, traced: Sequence[TracedMask]) -> MaskSet:
+        """Traced masks as columns, in their order."""
+        run_lengths, run_offsets = join_runs([mask.runs for mask in traced])
+        facts = np.array([mask.facts for mask in traced], np.int64).reshape(-1, 5)
+        return MaskSet(
+            image_hw=self._image_hw,
+            run_lengths=run_lengths,
+            run_offsets=run_offsets,
+            boxes_xyxy=facts[:, 1:],
+            areas=facts[:, 0],
+            predicted_iou=np.array([mask.predicted_iou for mask in traced], np.float32),
+            stability_score=np.array([mask.stability for mask in traced], np.float32),
+            points_xy=np.array([mask.point_xy for mask in traced], np.float64).reshape(-1, 2),
+            crop_boxes_xyxy=np.tile(np.array(self._crop_xyxy, np.int64), (len(traced), 1)),
+        )
 
 
 def _bilinear(pixels: Int64, source_length: int, target_length: int) -> tuple[Int64, Float64]:

@@ -3,7 +3,6 @@
 Follows ``segment_anything/predictor.py`` and ``prompt_encoder.py``; must not know files, the point grid or filters.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,9 +10,9 @@ import numpy as np
 from labeler.engine import Engine, Receive
 from labeler.geometry import fit_in_square, points_to_input
 from labeler.images import resize_image
-from labeler.masks import Upsampling, plan_upsampling, trace_masks, upsample_logits
+from labeler.masks import Tracer, Upsampling, plan_upsampling, upsample_logits
 from labeler.model_folder import ModelInfo
-from labeler.types import Bool, Box, Embedding, Float32, Float64, Int32, Int64, MaskSet, Prompts, Size, UInt8
+from labeler.types import Bool, Box, Embedding, Float32, Int32, Int64, Prompts, Size, UInt8
 
 PIXEL_MEAN = np.array([123.675, 116.28, 103.53], np.float32)
 PIXEL_STD = np.array([58.395, 57.12, 57.375], np.float32)
@@ -107,7 +106,7 @@ class Predictor:
 
     def upsample(self, embedding: Embedding, logits: Float32) -> Float32:
         """(M, h, w) low-resolution logits -> (M, H, W) at the crop's size."""
-        rows, columns = self.plan_upsampling(embedding)
+        rows, columns = self._plan_upsampling(embedding)
         return upsample_logits(logits, rows=rows, columns=columns)
 
     def binarize(self, embedding: Embedding, logits: Float32) -> Bool:
@@ -115,41 +114,25 @@ class Predictor:
         masks: Bool = self.upsample(embedding, logits) > self.info.mask_threshold
         return masks
 
-    def plan_upsampling(self, embedding: Embedding) -> tuple[Upsampling, Upsampling]:
+    def make_tracer(self, embedding: Embedding, *, stability_score_offset: float) -> Tracer:
+        """What makes masks in the image's frame of this embedding's low-resolution logits."""
+        rows, columns = self._plan_upsampling(embedding)
+        return Tracer(
+            rows=rows,
+            columns=columns,
+            crop_xyxy=embedding.crop_xyxy,
+            image_hw=embedding.image_hw,
+            mask_threshold=self.info.mask_threshold,
+            stability_score_offset=stability_score_offset,
+        )
+
+    def _plan_upsampling(self, embedding: Embedding) -> tuple[Upsampling, Upsampling]:
         """How the crop's rows and columns of pixels are made of logits."""
         rows, columns = (
             plan_upsampling(low_res_length=4 * low, input_side=self.info.image_size, input_length=inner, crop_length=outer)
             for low, inner, outer in zip(self.info.embedding_shape[2:], embedding.input_hw, embedding.crop_hw, strict=True)
         )
         return rows, columns
-
-    def trace(
-        self,
-        logits: Float32 | Sequence[Float32],
-        *,
-        predicted_iou: Float32,
-        points_xy: Float64,
-        embedding: Embedding,
-        upsampling: tuple[Upsampling, Upsampling],
-        stability_score_offset: float,
-    ) -> MaskSet:
-        """(M, h, w) low-resolution logits -> M masks in the image's frame, empty ones too; see ``masks.trace_masks``.
-
-        Args:
-            predicted_iou, points_xy: (M,) and (M, 2), as they are to stand in the result.
-            upsampling: what ``plan_upsampling`` says for this embedding.
-        """
-        return trace_masks(
-            logits,
-            predicted_iou=predicted_iou,
-            points_xy=points_xy,
-            rows=upsampling[0],
-            columns=upsampling[1],
-            crop_xyxy=embedding.crop_xyxy,
-            image_hw=embedding.image_hw,
-            mask_threshold=self.info.mask_threshold,
-            stability_score_offset=stability_score_offset,
-        )
 
     def _to_model_points(self, embedding: Embedding, prompts: Prompts) -> tuple[Float32, Int32]:
         """Points, then a box's two corners; or, where there are points but no box, SAM's one padding point."""

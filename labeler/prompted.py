@@ -12,6 +12,7 @@ from time import perf_counter
 import numpy as np
 
 from labeler.errors import PromptError
+from labeler.masks import TracedMask
 from labeler.options import MaskOptions, PromptOptions
 from labeler.predictor import MAX_POINTS, Predictor
 from labeler.prompts import Prompt, fit_prompt
@@ -55,23 +56,17 @@ def answer_prompts(
         return Answers(asked, none, np.zeros(0, np.int64), errors, StageSeconds(0.0, 0.0, 0.0))
     start = perf_counter()
     embedding = predictor.embed(image.pixels)
-    upsampling = predictor.plan_upsampling(embedding)
     encode_s = perf_counter() - start
 
-    found: dict[int, MaskSet] = {}
+    tracer = predictor.make_tracer(embedding, stability_score_offset=options.stability_score_offset)
+    found: dict[int, TracedMask] = {}
     seconds: list[float] = []
 
     def trace_best(places: Sequence[int], prompt: int, predicted_iou: Float32, logits: Float32) -> None:
         start = perf_counter()
-        best = slice(predicted_iou.argmax(), predicted_iou.argmax() + 1)
-        found[places[prompt]] = predictor.trace(
-            logits[best],
-            predicted_iou=predicted_iou[best],
-            points_xy=np.full((1, 2), np.nan),  # A prompt may have many; the prompts table holds them.
-            embedding=embedding,
-            upsampling=upsampling,
-            stability_score_offset=options.stability_score_offset,
-        )
+        best = predicted_iou.argmax()
+        point_xy = np.full(2, np.nan)  # A prompt may have many; the prompts table holds them.
+        found[places[prompt]] = tracer.trace(logits[best], predicted_iou=predicted_iou[best], point_xy=point_xy)
         seconds.append(perf_counter() - start)
 
     for batch in _group(asked):
@@ -80,7 +75,7 @@ def answer_prompts(
         predictor.predict(embedding, prompts_of_batch, multimask=best_of_three, receive=partial(trace_best, batch))
 
     in_order = np.array(sorted(found), np.int64)
-    masks = MaskSet.concat([found[place] for place in in_order.tolist()], image_hw=embedding.image_hw)
+    masks = tracer.collect([found[place] for place in in_order.tolist()])
     for place in in_order[masks.areas == 0].tolist():
         errors[place] = PromptError("no_mask", "the model answered with an empty mask")
     kept = masks.areas > 0

@@ -267,14 +267,11 @@ class Desk:
     def _trace(self, logits: Float32, predicted_iou: Float32, embedding: Embedding, clicks: Clicks) -> MaskSet:
         """(K, h, w) logits as masks of the photo; empty ones are left out."""
         model = self._get_model()
-        masks = model.trace(
-            logits,
-            predicted_iou=predicted_iou,
-            points_xy=np.tile(np.array(clicks.points_xy[:1] or [(np.nan, np.nan)]), (len(logits), 1)),
-            embedding=embedding,
-            upsampling=model.plan_upsampling(embedding),
-            stability_score_offset=resolve_mask_options(model_defaults=self.defaults).stability_score_offset,
-        )
+        offset = resolve_mask_options(model_defaults=self.defaults).stability_score_offset
+        tracer = model.make_tracer(embedding, stability_score_offset=offset)
+        point_xy = np.array((clicks.points_xy[:1] or [(np.nan, np.nan)])[0])
+        answers = zip(logits, predicted_iou, strict=True)
+        masks = tracer.collect([tracer.trace(plane, predicted_iou=iou, point_xy=point_xy) for plane, iou in answers])
         masks = replace(masks, stability_score=np.nan_to_num(masks.stability_score))
         return masks.take(masks.areas > 0)
 

@@ -10,21 +10,23 @@ channels; a prompt has T tokens, cut into h heads of d; h * T and h * d are far 
 - Scores stay (h * T, N): the softmax over T tokens then runs along N, eight or sixteen image tokens at a time.
 - Of the last attention to the image, predicted IoU needs one token only (``PromptStage``); the other four ask when their
   masks are wanted (``MaskStage``).
-- A transposed convolution of kernel 2 and stride 2 is a linear layer to four times the channels; the pixels are put in
-  order once, at the end, as logits.
+- A transposed convolution of kernel 2 and stride 2 is a linear layer to the 2x2 pixels of each; its upper and its lower row
+  are made apart, so that all pixels of a row lie side by side in order and nothing has to be put in order afterwards.
+- The norm after the first one takes no mean away: the weights before it are made to give none.
 """
 
 import math
 from typing import Any
 
 import torch
-from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam
+from segment_anything.modeling import PromptEncoder, Sam
 from segment_anything.modeling.transformer import Attention
 from torch import Tensor, nn
 from torch.nn import functional
 
-_NUM_PARTS = 4
-"""Into which masks are cut while they are made. The transformer gains nothing by parts (measured)."""
+_PART_FLOATS = 1 << 16
+"""How much of a mask's first enlargement is made at a time: what a core's cache holds. The transformer gains nothing by
+parts (measured)."""
 
 
 class ImageSide(nn.Module):
@@ -159,18 +161,32 @@ class MaskStage(nn.Module):
         self.decoder = sam.mask_decoder
         self.embedding_hw = sam.prompt_encoder.image_embedding_size
         self.last_look = LookAtImage(sam)
+        height, width = self.embedding_hw
+        floats = height * width * sam.prompt_encoder.embed_dim // 2
+        self.num_parts = next(parts for parts in range(1, height + 1) if height % parts == 0 and floats <= parts * _PART_FLOATS)
 
     def forward(self, mask_tokens: Tensor, image: Tensor) -> Tensor:
         """(P, 4, C) and (P, N, C) of ``PromptStage`` -> logits (P, 4, 4h, 4w), the single mask first."""
         decoder = self.decoder
         answers = self.last_look(mask_tokens, decoder.mask_tokens.weight, image)
         kernels = torch.stack([mlp(answers[:, i]) for i, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=1)
-        # A part of the image at a time, so that its pixels are still in the cache when they are summed.
-        parts = [kernels @ _upscale(decoder, part).transpose(1, 2) for part in image.chunk(_NUM_PARTS, dim=1)]
+        # Some rows of the image at a time, so that its pixels are still in the cache when they are summed.
+        parts = [self._draw_rows(kernels, part) for part in image.chunk(self.num_parts, dim=1)]
         height, width = self.embedding_hw
-        # Pixel (4y + 2a + c, 4x + 2b + e) is at [y, x, a, b, c, e].
-        logits = torch.cat(parts, dim=2).reshape(-1, kernels.shape[1], height, width, 2, 2, 2, 2)
-        return logits.permute(0, 1, 2, 4, 6, 3, 5, 7).reshape(-1, kernels.shape[1], 4 * height, 4 * width)
+        return torch.cat(parts, dim=2).reshape(-1, kernels.shape[1], 4 * height, 4 * width)
+
+    def _draw_rows(self, kernels: Tensor, image: Tensor) -> Tensor:
+        """(P, 4, C / 8) and n rows of the image (P, n * w, C) -> logits (P, 4, n, 4, 4 * w): each row becomes four."""
+        first, norm, _, second, _ = self.decoder.output_upscaling
+        rows = []
+        for weight, bias in _split_rows(first, centered=True):
+            pixels = _enlarge(image, weight, bias)  # (P, n * 2w, C / 4)
+            deviation = torch.rsqrt(pixels.square().mean(-1, keepdim=True) + norm.eps)
+            pixels = functional.gelu(pixels * deviation * norm.weight + norm.bias)
+            for weight_below, bias_below in _split_rows(second):
+                fine = functional.gelu(_enlarge(pixels, weight_below, bias_below))  # (P, n * 4w, C / 8)
+                rows.append(_split(kernels @ fine.transpose(1, 2), 2, (-1, 1, 4 * self.embedding_hw[1])))
+        return torch.cat(rows, dim=3)
 
 
 def embed_points(encoder: PromptEncoder, points: Tensor, labels: Tensor) -> Tensor:
@@ -261,16 +277,19 @@ def _project_values(attention: Attention, tokens: Tensor) -> Tensor:
     return given
 
 
-def _upscale(decoder: MaskDecoder, image: Tensor) -> Tensor:
-    """(P, N, C) -> (P, 16 * N, C / 8), the 2x2 pixels of the 2x2 pixels of each image token, one after the other."""
-    first, norm, _, second, _ = decoder.output_upscaling
-    pixels = _enlarge(first, image)
-    normal = functional.layer_norm(pixels, pixels.shape[-1:], norm.weight, norm.bias, norm.eps)
-    return functional.gelu(_enlarge(second, functional.gelu(normal)))
+def _split_rows(convolution: Any, *, centered: bool = False) -> list[tuple[Tensor, Tensor]]:
+    """A transposed convolution (C, C', 2, 2) of stride 2 as two linear layers (2 * C', C), of its upper and its lower row.
+
+    Args:
+        centered: the mean over the C' channels is taken away from each pixel.
+    """
+    weight, bias = convolution.weight, convolution.bias
+    if centered:
+        weight, bias = weight - weight.mean(1, keepdim=True), bias - bias.mean()
+    return [(weight[:, :, row].permute(2, 1, 0).flatten(0, 1), bias.repeat(2)) for row in (0, 1)]
 
 
-def _enlarge(convolution: Any, pixels: Tensor) -> Tensor:
-    """A transposed convolution of kernel 2, stride 2 on (P, M, C): (P, 4 * M, C'), each pixel's 2x2 one after the other."""
-    weight = convolution.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (4 * C', C)
-    enlarged: Tensor = _split(functional.linear(pixels, weight, convolution.bias.repeat(4)), -1, (4, -1)).flatten(1, 2)
+def _enlarge(pixels: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """(P, M, C) -> (P, 2 * M, C'): a row of pixels to twice as many side by side."""
+    enlarged: Tensor = _split(functional.linear(pixels, weight, bias), -1, (2, -1)).flatten(1, 2)
     return enlarged

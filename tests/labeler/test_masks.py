@@ -1,5 +1,7 @@
 """The compiled border tracing against plain interpolation in float64."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from segment_anything.utils import amg
 
 from labeler import masks, rle
 from labeler.geometry import fit_in_square
+from labeler.types import MaskSet
 
 SIDE = 256  # of the model's input; logits are a quarter of it
 
@@ -19,9 +22,10 @@ def axes(crop_hw: tuple[int, int], low: int = SIDE // 4) -> dict[str, masks.Upsa
     }
 
 
-def facts(count: int) -> dict[str, np.ndarray]:
-    """What passes through."""
-    return {"predicted_iou": np.ones(count, np.float32), "points_xy": np.zeros((count, 2))}
+def trace(logits: np.ndarray, **given: Any) -> MaskSet:
+    """All masks of a crop."""
+    tracer = masks.Tracer(mask_threshold=0.0, **given)
+    return tracer.collect([tracer.trace(plane, predicted_iou=np.float32(1), point_xy=np.zeros(2)) for plane in logits])
 
 
 def upsample_as_the_reference(logits: np.ndarray, crop_hw: tuple[int, int], dtype: torch.dtype) -> np.ndarray:
@@ -60,13 +64,11 @@ def test_traced_masks_are_the_upsampled_and_thresholded_ones(kind: str, crop_hw:
     logits = adversarial_logits()[kind].astype(np.float32)
     exact = upsample_as_the_reference(logits, crop_hw, torch.float64)
     tolerance = 1e-5 * np.abs(logits).max()
-    traced = masks.trace_masks(
+    traced = trace(
         logits,
-        **facts(len(logits)),
         **axes(crop_hw),
         crop_xyxy=(0, 0, crop_hw[1], crop_hw[0]),
         image_hw=crop_hw,
-        mask_threshold=0.0,
         stability_score_offset=offset,
     )
     for i, plane in enumerate(exact):
@@ -88,13 +90,11 @@ def test_traced_masks_are_the_upsampled_and_thresholded_ones(kind: str, crop_hw:
 def test_constant_planes_compare_strictly_greater(constant: float) -> None:
     """A pixel exactly at a threshold does not belong to it; an empty mask has no runs of its own and a zero box."""
     plane = np.full((1, SIDE // 4, SIDE // 4), constant, np.float32)
-    traced = masks.trace_masks(
+    traced = trace(
         plane,
-        **facts(1),
         **axes((50, 70)),
         crop_xyxy=(0, 0, 70, 50),
         image_hw=(50, 70),
-        mask_threshold=0.0,
         stability_score_offset=1.0,
     )
     assert traced.areas[0] == (3500 if constant > 0 else 0)
@@ -113,13 +113,11 @@ def test_a_crop_is_traced_into_the_image(crop_xyxy: tuple[int, int, int, int]) -
     x0, y0, x1, y1 = crop_xyxy
     crop_hw, image_hw = (y1 - y0, x1 - x0), (40, 60)
     logits = adversarial_logits()["smooth"].astype(np.float32)
-    traced = masks.trace_masks(
+    traced = trace(
         logits,
-        **facts(len(logits)),
         **axes(crop_hw),
         crop_xyxy=crop_xyxy,
         image_hw=image_hw,
-        mask_threshold=0.0,
         stability_score_offset=1.0,
     )
     inside = upsample_as_the_reference(logits, crop_hw, torch.float64) > 0

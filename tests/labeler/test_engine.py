@@ -84,6 +84,43 @@ def test_only_wanted_masks_are_made(prototype_folder: Path, num_prompts: int) ->
     assert len(none.rows) == 0
 
 
+@pytest.mark.parametrize("under_masks", [False, True])
+def test_answers_can_be_received_as_they_are_drawn(prototype_folder: Path, under_masks: bool) -> None:
+    """Whoever receives gets each wanted prompt once, with the predicted IoU and logits that are kept otherwise."""
+    info = read_model_info(prototype_folder)
+    engine = Engine(prototype_folder, info, threads=2)
+    inputs = make_prompts(info, 7)
+    if under_masks:
+        height, width = info.embedding_shape[2:]
+        inputs["mask_logits"] = np.random.default_rng(2).normal(size=(7, 1, 4 * height, 4 * width)).astype(np.float32)
+    kept = engine.predict(**inputs)
+    middle = np.median(kept.predicted_iou[:, 1])
+    received: list[tuple[int, np.ndarray, np.ndarray]] = []
+    answers = engine.predict(
+        **inputs,
+        wanted=lambda iou: iou[:, 1] > middle,
+        receive=lambda prompt, iou, logits: received.append((prompt, iou.copy(), logits.copy())),
+    )
+    assert sorted(prompt for prompt, _, _ in received) == np.flatnonzero(kept.predicted_iou[:, 1] > middle).tolist()
+    assert answers.logits.shape[0] == 0
+    for prompt, iou, logits in received:
+        np.testing.assert_array_equal(iou, kept.predicted_iou[prompt])
+        np.testing.assert_array_equal(logits, kept.logits[prompt])
+
+
+def test_an_error_of_who_receives_is_raised(prototype_folder: Path) -> None:
+    """It happens in a thread of the engine, which goes on working afterwards."""
+    info = read_model_info(prototype_folder)
+    engine = Engine(prototype_folder, info, threads=2)
+
+    def refuse(_prompt: int, _iou: np.ndarray, _logits: np.ndarray) -> None:
+        raise LookupError("not this one")
+
+    with pytest.raises(LookupError, match="not this one"):
+        engine.predict(**make_prompts(info, 5), receive=refuse)
+    assert len(engine.predict(**make_prompts(info, 5)).logits) == 5
+
+
 def test_a_batch_does_not_depend_on_the_number_of_threads(prototype_folder: Path) -> None:
     """Each call of a batch runs on one thread: the same bits for any number of them."""
     info = read_model_info(prototype_folder)

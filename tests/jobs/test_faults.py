@@ -218,7 +218,8 @@ def test_a_node_that_comes_and_a_node_that_goes(
     growing_cluster.order("kill")
     _, err = driver.communicate(timeout=200)
     assert driver.returncode == 0, err
-    assert len(set(re.findall(r"by pid (\d+)", err))) >= 2
+    # Both had shards; on a slow machine the second may have committed none of its own before it was killed.
+    assert len(set(re.findall(r"pid (\d+) on", err))) >= 2, err
     assert "the machine of a worker" in err
     assert "images in work" not in err
     images = pd.read_parquet(tmp_path / "out" / "images")

@@ -105,14 +105,14 @@ def _ask(points_in_crop: Float64, embedding: Embedding, *, predictor: Predictor,
     the others before all points are asked.
     """
     tracer = predictor.make_tracer(embedding, stability_score_offset=options.stability_score_offset)
+    points_xy = points_in_crop + np.array(embedding.crop_xyxy[:2])
     found: dict[int, list[TracedMask]] = {}
     seconds: list[float] = []
 
     def select(prompt: int, predicted_iou: Float32, logits: Float32) -> None:
         start = perf_counter()
-        point_xy = points_in_crop[prompt] + np.array(embedding.crop_xyxy[:2])
         traced = [
-            tracer.trace(plane, predicted_iou=iou, point_xy=point_xy)
+            tracer.trace(plane, predicted_iou=iou, point_xy=points_xy[prompt])
             for plane, iou in zip(logits, predicted_iou, strict=True)
             # By predicted IoU first: it needs no pixel.
             if options.pred_iou_thresh <= 0 or iou > np.float32(options.pred_iou_thresh)

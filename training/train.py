@@ -310,8 +310,12 @@ def main() -> None:
     parser.add_argument("--architecture", type=Path, help="a JSON file; without it the embedded model's")
     parser.add_argument("--start", type=Path, help="weights to start from, as release writes them; without it they are random")
     parser.add_argument("--minutes", type=float, default=100.0)
-    parser.add_argument("--first-size", type=int, default=160, help="side of the input at the beginning, a multiple of 32")
-    parser.add_argument("--full-size-from", type=float, default=0.5, help="share of the time before it is the architecture's")
+    parser.add_argument(
+        "--first-size",
+        type=int,
+        help="side of the input at the beginning, a multiple of 32; by default half the architecture's",
+    )
+    parser.add_argument("--full-size-from", type=float, default=0.5, help="share of the time after which it is all of that")
     parser.add_argument("--scenes-a-step", type=int, default=8)
     parser.add_argument("--clicks-a-scene", type=int, default=12)
     parser.add_argument("--boxes-a-scene", type=int, default=4)
@@ -331,6 +335,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     cv2.setNumThreads(1)
     architecture = json.loads(described.read_text()) if described else ARCHITECTURE
+    flags["first_size"] = flags["first_size"] or int(architecture["image_size"]) // 2
     cache = folder / "regions"
     loaded = load_photos(photos, cache=cache) + (load_drawn_photos(regions, cache=cache) if regions else [])
     bank = PhotoBank.of(loaded, load_objects(objects), photo_chance=flags.pop("photo_chance"))

@@ -84,6 +84,18 @@ def test_only_wanted_masks_are_made(prototype_folder: Path, num_prompts: int) ->
     assert len(none.rows) == 0
 
 
+def test_compiled_graphs_are_kept_apart_by_their_threads(prototype_folder: Path, tmp_path: Path) -> None:
+    """OpenVINO's own cache would give a graph that was compiled for one thread to who asks for two."""
+    info = read_model_info(prototype_folder)
+    kept = []
+    for threads in (1, 2, 1):
+        Engine(prototype_folder, info, threads=threads, cache_folder=tmp_path)
+        kept.append({path.relative_to(tmp_path) for path in tmp_path.rglob("*.blob")})
+    assert len(kept[0]) == 1
+    assert len(kept[1]) == 2
+    assert kept[2] == kept[1]
+
+
 @pytest.mark.parametrize("under_masks", [False, True])
 def test_answers_can_be_received_as_they_are_drawn(prototype_folder: Path, under_masks: bool) -> None:
     """Whoever receives gets each wanted prompt once, with the predicted IoU and logits that are kept otherwise."""

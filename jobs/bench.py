@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from jobs.cluster import count_usable_cpus, measure_free_memory
 from labeler import storage
 from labeler.errors import ImageError, ModelError, OptionsError
 from labeler.images import decode_image, encode_png
+from labeler.limits import count_usable_cpus, measure_free_memory
 from labeler.options import MaskOptions
 from labeler.speed import count_flops
 

@@ -21,8 +21,8 @@ from jobs.prompts import check_prompt_flags, describe_prompts, match_prompts
 from jobs.refs import Listing
 from jobs.report import describe_progress, describe_prompt_counts, describe_report, read_report, write_failures
 from jobs.signals import catch_signals
-from jobs.sources import find_root, list_images
-from jobs.tallies import read_tally
+from jobs.sources import list_images
+from jobs.tallies import read_standing
 from labeler import storage, tables
 from labeler.checkpoints import CHECKPOINTS
 from labeler.errors import OptionsError, StorageError
@@ -108,7 +108,7 @@ def label(
     if selection.images_root is not None:
         selection = selection.model_copy(update={"images_root": storage.path_to_uri(selection.images_root)})
     places = {
-        "input": find_bucket(find_root(input, selection=selection)),
+        "input": find_bucket(selection.images_root or input),
         "output": place,
         "model": model if "://" in model else None,
     }
@@ -179,7 +179,7 @@ def status(output: str, /, *, failures: Path | None = None, storage_options: tup
     record = _read_run(output)
     shards = sorted(tables.list_committed_shards(output))
     progress = read_report(output, "progress.json")
-    tally = read_tally(output, shards, progress=progress)
+    shards, tally = read_standing(output, shards, progress=progress)
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(tally.errors.items()))
     print(f"{tally.num_images} of {record.num_images} images done in {len(shards)} of {record.num_shards} shards")
     print(f"{tally.num_masks} masks; {tally.num_failed} images failed{f': {kinds}' if kinds else ''}")
@@ -195,7 +195,10 @@ def status(output: str, /, *, failures: Path | None = None, storage_options: tup
 
 @app.command
 def verify(output: str, /, *, repair: bool = False, storage_options: tuple[str, ...] = ()) -> int:
-    """Prove a run whole: every file readable and the one that was written, every image one row, every mask measured again.
+    """Prove a run whole: every file readable, every image one row, every mask measured again.
+
+    The plan, the model, masks and prompts are hashed. No hash of the images parts stands anywhere: their rows are held
+    against plan and masks, so that a changed second or warning in them is not noticed.
 
     Args:
         output: The run's folder.

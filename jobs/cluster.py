@@ -5,7 +5,6 @@ Must not know shards or masks.
 
 import contextlib
 import logging
-import math
 import os
 import signal
 from collections.abc import Collection, Iterator
@@ -18,6 +17,7 @@ from ray.util.metrics import Counter
 
 from jobs.options import JobOptions
 from jobs.shards import STAGES, Tally
+from labeler.limits import count_usable_cpus, measure_free_memory
 
 _OBJECT_STORE_BYTES = 100 * 2**20  # Only events pass through it.
 _NUM_NAMED_NODES = 5
@@ -67,6 +67,11 @@ def count_places(*, cpus: int, memory_bytes: int, without: Collection[str] = ())
     )
 
 
+def find_large_nodes(*, cpus: int) -> set[str]:
+    """The living nodes that have so many CPUs, by the cluster's names."""
+    return {node["NodeID"] for node in list_nodes() if node["Resources"].get("CPU", 0) >= cpus}
+
+
 def measure_largest_node() -> int:
     """Bytes of memory that the largest node offers to workers."""
     return max((int(node["Resources"].get("memory", 0)) for node in list_nodes()), default=0)
@@ -104,30 +109,6 @@ def list_nodes() -> list[dict[str, Any]]:
     """Ray's description of each living node."""
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     return [node for node in nodes if node["Alive"]]
-
-
-def count_usable_cpus() -> int:
-    """CPUs this process may use: those it is bound to, and no more than the container's quota pays for."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        usable = min(usable, math.ceil(int(quota) / int(period)))
-    return max(1, usable)
-
-
-def measure_free_memory() -> int:
-    """Bytes this process and its children may still take: the machine's, and no more than the container's limit leaves."""
-    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with contextlib.suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    with contextlib.suppress(OSError, ValueError):
-        group = Path("/sys/fs/cgroup")
-        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-        # Pages of files count as used, but are given back when they are needed.
-        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        free = min(free, limit - used + int(stat.get("inactive_file", 0)))
-    return max(0, free)
 
 
 class RunMetrics:

@@ -16,7 +16,7 @@ from typing import Any
 
 import ray
 
-from jobs.cluster import count_places, describe_nodes, find_node, measure_largest_node, name_node
+from jobs.cluster import count_places, describe_nodes, find_large_nodes, find_node, measure_largest_node, name_node
 from jobs.events import WorkerInfo
 from jobs.lease import LeaseHolder, Permit, ProcessName, is_process_alive
 from jobs.ledger import Assignment, ShardLedger
@@ -84,11 +84,13 @@ class Worker:
     """One actor: first it loads its model, then it has one task at a time.
 
     Attributes:
+        without: the nodes on which it may not be.
         missing: set where it does not answer and Ray does not know yet whether it is dead: what asks it for a sign of life.
     """
 
     actor: Any
     loading: Any
+    without: frozenset[str] = frozenset()
     info: WorkerInfo | None = None
     task: Task | None = None
     missing: Any = None
@@ -183,11 +185,11 @@ class Crew:
         """Start the workers that are missing, but no more than there are shards for.
 
         Raises:
-            LabelerError: that for which the last worker was left out.
+            LabelerError: that for which the last worker, or the last node, was left out.
         """
         num_busy = sum(worker.task is not None for worker in self._workers)
         num_wanted = self.count_wanted()
-        if num_wanted < 1 and not self._workers and self._left_out_for is not None:
+        if self._left_out_for is not None and (self._has_no_node() or (num_wanted < 1 and not self._workers)):
             raise self._left_out_for
         while len(self._workers) < min(num_wanted, num_busy + num_shards):
             without = ",".join(sorted(self._nodes_left_out))
@@ -205,7 +207,15 @@ class Crew:
                 engine=self._engine,
                 store_options=get_store_options(),
             )
-            self._workers.append(Worker(actor, loading=actor.load.remote()))
+            self._workers.append(Worker(actor, loading=actor.load.remote(), without=frozenset(self._nodes_left_out)))
+
+    def _has_no_node(self) -> bool:
+        """Whether no worker is ready, and on no node that is large enough one may be: they would wait forever."""
+        if self.count_ready():
+            return False
+        large = find_large_nodes(cpus=self._options.cpus_per_worker)
+        may_not = [self._nodes_left_out, *(worker.without for worker in self._workers)]
+        return bool(large) and all(large <= without for without in may_not)
 
     def say_if_no_room(self, say: Callable[[str], None]) -> None:
         """Say it, once, where no node is large enough for one worker: an autoscaler may add one, else nothing will happen."""

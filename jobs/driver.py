@@ -43,7 +43,7 @@ def complete_run(
         job: how it is worked at.
         engine: what computes, by import path.
         signals: what this process received; from now on only noted.
-        lease: this process's claim on the folder, taken where anything is left to do.
+        lease: this process's claim on the folder, taken where anything is left to do or to write.
         retry_kinds: the kinds of error whose images are labeled again.
         say: told in a sentence what a person should know.
 
@@ -67,7 +67,11 @@ def complete_run(
         say(f"--images-per-shard stays {record.images_per_shard}: the plan is frozen")
     watch = Watch(output, record=record, before=before, shards_before=committed, redone=redone)
     if not todo:
-        return Outcome(read_report(output, "report.json") or watch.make_report("finished"), watch.tally)
+        report = read_report(output, "report.json")
+        if report is None or not _is_end_written(output, record):  # Whoever committed the last shard was killed before it.
+            lease.take()
+            report = watch.finish("finished", check=lease.check)
+        return Outcome(report, watch.tally)
 
     from jobs.run import label_shards  # Ray, which nothing else here needs.
 
@@ -90,8 +94,15 @@ def complete_run(
         say("stopped; what is committed stays, and the same command goes on once this is mended")
         raise
     finally:
-        report = watch.finish(state)
+        report = watch.finish(state, check=lease.check)
     return Outcome(report, watch.tally, given_up)
+
+
+def _is_end_written(output: str, record: RunRecord) -> bool:
+    """Whether the report, and ``progress.json`` where there is one, tell of a run that is finished, with all its images."""
+    files = [read_report(output, name) for name in ("report.json", "progress.json")]
+    ends = [(file.get("state"), file.get("num_done")) for file in files if file is not None]
+    return all(end == ("finished", record.num_images) for end in ends)
 
 
 def _list_committed(output: str, record: RunRecord) -> set[int]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.asking import ShardPrompts, read_prompts
-from jobs.cluster import count_usable_cpus
 from jobs.labeling import ImageLabeler, time_images
 from jobs.options import JobOptions
 from jobs.plan import PlannedImage, RunRecord, RunSpec, count_shard_images, read_shard
@@ -17,6 +16,7 @@ from jobs.refs import Listing, batch_to_refs
 from jobs.sources import find_root
 from jobs.worker import load_predictor
 from labeler import tables
+from labeler.limits import count_usable_cpus
 from labeler.prompts import Prompt
 
 _NUM_TIMED_IMAGES = 3

@@ -70,12 +70,24 @@ def read_table(uri: str, *, columns: Sequence[str], needed: str | None = None) -
     return {"csv": _read_csv, "jsonl": _read_jsonl, "parquet": _read_parquet}[extension](uri, columns, needed)
 
 
+def to_text(value: Any) -> str | None:
+    """A value as a table of texts holds it: what is no text becomes JSON, what is null stays so."""
+    if value is None:
+        return None
+    return clean_text(value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False))
+
+
+def clean_text(text: str) -> str:
+    """JSON may escape halves of characters, which nothing else can hold: they stay escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def record_to_kept(row: Mapping[str, Any], *, keep: Sequence[str], uri: str) -> dict[str, str | None]:
-    """The chosen columns of a row as texts: what is no text becomes JSON, what is null stays so."""
+    """The chosen columns of a row as texts; see ``to_text``."""
     missing = [name for name in keep if name not in row]
     if missing:
         raise OptionsError(f"--keep-columns: {uri} has no {missing[0]}; it has {', '.join(map(str, row))}")
-    return {name: _to_text(row[name]) for name in keep}
+    return {name: to_text(row[name]) for name in keep}
 
 
 def read_coco(uri: str, name: str, *, is_needed: bool = True) -> Iterator[dict[str, Any]]:
@@ -156,13 +168,13 @@ def _record_to_entry(row: Mapping[str, Any], *, uri: str, name_column: str, keep
     if not isinstance(name, str) or not name:
         raise OptionsError(f"{uri} has a row without {name_column}: {str(row)[:80]}")
     source_id = next((row[column] for column in _ID_COLUMNS if row.get(column) is not None), None)
-    return Entry(name, _to_text(source_id), record_to_kept(row, keep=keep, uri=uri) if keep else None)
-
-
-def _to_text(value: Any) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    return json.dumps(value, default=str, ensure_ascii=False)
+    try:  # A path may be of bytes that are no text, a URL and an id may not.
+        name.encode(errors="strict" if "://" in name else "surrogateescape")
+        str(source_id).encode()
+    except UnicodeEncodeError as error:
+        what = f"{name_column} {name!r}, id {source_id!r}"
+        raise OptionsError(f"{uri} has an entry with half a character in its name or id: {what}") from error
+    return Entry(name, to_text(source_id), record_to_kept(row, keep=keep, uri=uri) if keep else None)
 
 
 def _open_text(uri: str) -> io.TextIOWrapper:

@@ -1,15 +1,18 @@
 """Inputs that are patterns: globs, and the braces in which WebDataset names its shards. Must not know what lies there.
 
 ``*`` and ``?`` stop at a slash, ``**`` does not, ``[a-c]`` is one of these. ``{000000..000019}`` stands for each of these
-numbers, with as many digits, and ``{train,val}`` for each of these words. A file that is called like a pattern is a file.
+numbers, with as many digits, and ``{train,val}`` for each of these words. A file or folder that is called like a pattern
+is one.
 """
 
 import itertools
 import re
 from collections.abc import Callable, Iterator
+from urllib.parse import unquote
 
 from labeler import storage
 from labeler.errors import OptionsError
+from labeler.stores import HTTP, find_scheme
 
 _BRACES = re.compile(r"\{(-?\d+\.\.-?\d+|[^{}]*,[^{}]*)\}")
 _SPECIAL = re.compile(rf"[*?\[]|{_BRACES.pattern}")
@@ -17,11 +20,14 @@ _WILDCARD = re.compile(r"[*?\[]")
 
 
 def is_pattern(root: str) -> bool:
-    """Whether a URI is a pattern. Local URIs are encoded, so they show it only in what ``%`` stands for."""
-    path = storage.uri_to_path(root)
-    if path is None:
-        return "::" not in root and bool(_SPECIAL.search(root.partition("://")[2])) and not root.lower().startswith("http")
-    return bool(_SPECIAL.search(str(path))) and not path.exists()
+    """Whether a URI is a pattern; asks whether there is something called so. URIs show it only in what ``%`` stands for."""
+    scheme, text = _split_scheme(root)
+    if _SPECIAL.search(text) is None or "::" in root or find_scheme(root) in HTTP:
+        return False
+    try:
+        return bool(scheme and _SPECIAL.search(text.partition("/")[0])) or not storage.exists(root)  # No bucket is called so.
+    except PermissionError:  # A store that may not be listed says so of every key that is not there.
+        return True
 
 
 def split_pattern(root: str) -> tuple[str, str]:
@@ -30,14 +36,13 @@ def split_pattern(root: str) -> tuple[str, str]:
     Raises:
         OptionsError: it is the bucket that is a pattern.
     """
-    path = storage.uri_to_path(root)
-    scheme, text = ("", str(path)) if path is not None else (root.partition("://")[0] + "://", root.partition("://")[2])
+    scheme, text = _split_scheme(root)
     match = _SPECIAL.search(text)
     assert match is not None  # Only patterns are split.
     folder, _, _ = text[: match.start()].rpartition("/")
     if scheme and not folder:
         raise OptionsError(f"--input {root}: a pattern stands for files in one bucket; name the bucket in full")
-    place = scheme + folder if scheme else storage.path_to_uri(folder or "/")
+    place = storage.join(scheme, folder) if scheme else storage.path_to_uri(folder or "/")
     return place, text[len(folder) :].lstrip("/")
 
 
@@ -56,6 +61,15 @@ def expand_braces(pattern: str) -> Iterator[str]:
 def compile_pattern(pattern: str) -> Callable[[str], object]:
     """Tells whether the path of a file below the fixed folder is meant."""
     return re.compile("|".join(map(_glob_to_regex, expand_braces(pattern)))).fullmatch
+
+
+def _split_scheme(root: str) -> tuple[str, str]:
+    """``s3://`` and what it means below it, decoded; of a local place an empty text and its path."""
+    path = storage.uri_to_path(root)
+    if path is not None:
+        return "", str(path)
+    scheme, mark, rest = root.partition("://")
+    return scheme + mark, unquote(rest, errors="surrogateescape")
 
 
 def _expand(inside: str) -> list[str]:

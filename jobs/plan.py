@@ -9,9 +9,11 @@ import bisect
 import functools
 import hashlib
 import importlib.metadata
+import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +27,7 @@ from jobs.prompts import MatchedPrompts, PromptsPlan, PromptsSpec, compare_promp
 from jobs.refs import ImageRef, Listing, batch_to_refs
 from jobs.sources import find_root, may_be_list
 from labeler import storage, tables
+from labeler.checkpoints import CHECKPOINTS
 from labeler.errors import OptionsError, StorageError, StorageRefusedError
 from labeler.models import ModelInfo, model_sha256, read_model_info
 from labeler.options import MaskOptions, fingerprint
@@ -239,7 +242,7 @@ def count_shard_images(record: RunRecord, shard: int) -> int:
 
 
 def read_shard(output: str, record: RunRecord, shard: int) -> list[PlannedImage]:
-    """The images of one shard, in order of id.
+    """The images of one shard, in order of id. All have the columns that the run keeps: null where an image has none.
 
     Raises:
         StorageError: the plan can't be read, or is not the one that ``run.json`` names.
@@ -249,7 +252,9 @@ def read_shard(output: str, record: RunRecord, shard: int) -> list[PlannedImage]
     begin = (shard - record.plan[number].first_shard) * record.images_per_shard
     chosen = rows.slice(begin, record.images_per_shard)
     chosen = chosen.filter(pc.equal(chosen["shard"], shard)).combine_chunks()
-    refs = (ref for batch in chosen.to_batches() for ref in batch_to_refs(batch))
+    nothing = json.dumps(dict.fromkeys(record.selection.keep_columns)) if record.selection.keep_columns else None
+    found = (ref for batch in chosen.to_batches() for ref in batch_to_refs(batch))
+    refs = (replace(ref, kept=nothing) if ref.kept is None else ref for ref in found)
     return [PlannedImage(image_id, ref) for image_id, ref in zip(chosen["image_id"].to_pylist(), refs, strict=True)]
 
 
@@ -259,12 +264,12 @@ def find_images_root(output: str, record: RunRecord) -> str:
     Of a list that is the folder which its images share. They are in order: what the first and the last share, all do.
     Images of a list that are no files of this machine have no such folder: the list itself stands for them.
     """
+    first = read_shard(output, record, 0)[0].ref
+    if record.input in first.uri:  # A folder, an archive or a Parquet file of images, even if called like a pattern.
+        return record.selection.images_root or record.input
     root = find_root(record.input, selection=record.selection)
     if root != record.input or not may_be_list(root):
         return root
-    first = read_shard(output, record, 0)[0].ref
-    if root in first.uri:
-        return root  # A folder or a Parquet file of images.
     end = record.extensions[0].first_part if record.extensions else len(record.plan)
     last = read_shard(output, record, record.plan[end - 1].first_shard + record.plan[end - 1].num_shards - 1)[-1].ref
     folders = [path.parent for path in map(storage.uri_to_path, (first.uri, last.uri)) if path is not None]
@@ -275,9 +280,13 @@ def _compare(record: RunRecord, spec: RunSpec) -> Iterator[str]:
     if record.input != spec.input:
         yield f"--input: {record.input} -> {spec.input}"
     old, new = record.model, spec.model
-    # Converting the same checkpoint twice need not give equal bytes; the model is the same.
-    same_checkpoint = old.checkpoint_sha256 is not None and old.checkpoint_sha256 == new.checkpoint_sha256
-    if old.sha256 != new.sha256 and not (old.name == new.name and same_checkpoint and old.weights == new.weights):
+    # Two machines' conversions of an official checkpoint need not be equal bytes; in a folder anything else may differ.
+    is_same_official = old.name in CHECKPOINTS and (old.name, old.checkpoint_sha256, old.weights) == (
+        new.name,
+        new.checkpoint_sha256,
+        new.weights,
+    )
+    if old.sha256 != new.sha256 and not is_same_official:
         yield f"--model: {old.name} ({old.sha256[:12]}) -> {new.name} ({new.sha256[:12]})"
     yield from _compare_fields(record.selection, spec.selection)
     yield from _compare_fields(record.options, spec.options)

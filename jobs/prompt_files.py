@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.lists import read_coco, read_table
+from jobs.lists import clean_text, read_coco, read_table, to_text
 from labeler.errors import OptionsError, PromptError
 from labeler.prompts import Numbers, Prompt
 from labeler.types import Size
@@ -77,7 +77,7 @@ class PromptFile:
         for row in read_coco(self._uri, "images") if self._extension == "json" else ():
             if not isinstance(row, Mapping) or "id" not in row or not isinstance(row.get("file_name"), str):
                 raise OptionsError(f"--prompts {self._uri}: an image without id or file_name: {str(row)[:80]}")
-            yield FileImage(_to_ref(row["id"]), _clean(row["file_name"]), _read_size(row))
+            yield FileImage(_to_ref(row["id"]), clean_text(row["file_name"]), _read_size(row))
 
     def read_prompts(self) -> Iterator[Prompt]:
         """The prompts in the file's order; ``prompt_id`` counts from 1, ``image`` is a COCO image's ``ref`` or a name.
@@ -103,7 +103,7 @@ class PromptFile:
             with suppress(PromptError):  # One without a number is nobody's.
                 number = _to_category_id(row.get("id") if isinstance(row, Mapping) else None)
                 if number is not None:
-                    texts = {key: _clean(value) for key, value in row.items() if isinstance(value, str)}
+                    texts = {key: clean_text(value) for key, value in row.items() if isinstance(value, str)}
                     self._categories.setdefault(number, {**row, **texts, "id": number})
 
     def _read_table_categories(self) -> None:
@@ -140,7 +140,7 @@ class PromptFile:
             error = error or fault
         return Prompt(
             prompt_id=number,
-            source_id=_to_text(row.get("id")),
+            source_id=to_text(row.get("id")),
             image=_to_ref(row.get("image_id")),
             category_id=category_id,
             box_xyxy=box,
@@ -160,8 +160,8 @@ class PromptFile:
         source_id = next((row[name] for name in _IDS if row.get(name) not in (None, "")), None)
         return Prompt(
             prompt_id=number,
-            source_id=_to_text(source_id),
-            image=None if image is None else _clean(str(image)),
+            source_id=to_text(source_id),
+            image=None if image is None else clean_text(str(image)),
             frame_hw=_read_size(row),
             error=error,
             **known,
@@ -269,7 +269,7 @@ def _to_category_id(value: object) -> int | None:
 
 
 def _to_name(value: object) -> str | None:
-    return None if value in (None, "") else _clean(str(value))
+    return None if value in (None, "") else clean_text(str(value))
 
 
 def _to_ref(image_id: object) -> str:
@@ -278,17 +278,6 @@ def _to_ref(image_id: object) -> str:
         image_id = int(image_id)
     text = str(image_id)
     return text if re.fullmatch(r"0|-?[1-9][0-9]*", text) else json.dumps(image_id)
-
-
-def _to_text(value: object) -> str | None:
-    if value is None:
-        return None
-    return _clean(value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False))
-
-
-def _clean(text: str) -> str:
-    """JSON may escape halves of characters, which nothing else can hold: they stay escaped."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _shorten(value: object) -> str:

@@ -9,8 +9,8 @@ import logging
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -168,20 +168,20 @@ class Watch:
         )
 
     def save(self, state: str) -> None:
-        """Write ``progress.json``. That it can't be written is said, not fatal: the masks matter."""
-        counted = self.tally - sum(self._redone.values(), Tally())
-        content = {
-            **self.make_report(state),
-            **self._measure_work(),
-            "counted": describe_counted(counted, self._shards),
-        }
-        _write_json(self._output, "progress.json", content)
+        """Write ``progress.json``."""
+        with trying_once():  # Whoever watches the workers must not wait for it.
+            _write_json(self._output, "progress.json", self._make_progress(state))
 
-    def finish(self, state: str) -> dict[str, Any]:
-        """Write ``progress.json`` and ``report.json`` for the last time; gives the report."""
+    def finish(self, state: str, *, check: Callable[[], None] = lambda: None) -> dict[str, Any]:
+        """Write ``progress.json`` and ``report.json`` for the last time; gives the report.
+
+        ``check`` is called before each, and raises where this process may not write to the folder any more.
+        """
         report = self.make_report(state)
-        self.save(state)
-        _write_json(self._output, "report.json", report)
+        # Who goes on with a run that stopped writes them anew; those of a finished one are worth a minute's patience.
+        with nullcontext() if state == "finished" else trying_once():
+            _write_json(self._output, "progress.json", self._make_progress(state), check=check)
+            _write_json(self._output, "report.json", report, check=check)
         return report
 
     def make_report(self, state: str) -> dict[str, Any]:
@@ -212,6 +212,11 @@ class Watch:
             "peak_memory_bytes": self._peak_memory_bytes,
             "fingerprint": self._record.fingerprint,
         }
+
+    def _make_progress(self, state: str) -> dict[str, Any]:
+        """The content of ``progress.json``."""
+        counted = self.tally - sum(self._redone.values(), Tally())
+        return {**self.make_report(state), **self._measure_work(), "counted": describe_counted(counted, self._shards)}
 
     def _measure_work(self) -> dict[str, Any]:
         """How it goes at this moment, with the images of shards in work; no time left is known before the first."""
@@ -313,12 +318,15 @@ def read_report(output: str, name: str) -> dict[str, Any] | None:
 def write_failures(output: str, shards: Sequence[int], target: Path) -> int:
     """A CSV file of the images that failed in these committed shards; gives their number."""
     columns = ["image_id", "file_name", "uri", "error_kind", "error_message"]
-    rows = (
-        row
-        for shard in shards
-        for row in tables.read_part(output, table="images", number=shard, columns=columns).to_pylist()
-        if row["error_kind"] is not None
-    )
+
+    def read_failures(shard: int) -> list[dict[str, Any]]:
+        try:
+            rows = tables.read_part(output, table="images", number=shard, columns=columns).to_pylist()
+        except FileNotFoundError:
+            return []  # It is made again just now.
+        return [row for row in rows if row["error_kind"] is not None]
+
+    rows = (row for shard in shards for row in read_failures(shard))
     num_rows = 0
     try:
         with target.open("w", newline="", encoding="utf-8") as file:
@@ -332,9 +340,10 @@ def write_failures(output: str, shards: Sequence[int], target: Path) -> int:
     return num_rows
 
 
-def _write_json(output: str, name: str, content: Mapping[str, Any]) -> None:
+def _write_json(output: str, name: str, content: Mapping[str, Any], *, check: Callable[[], None] = lambda: None) -> None:
+    """That it can't be written is said, not fatal: the masks matter."""
     try:
-        with trying_once():  # Whoever watches the workers must not wait for it.
-            storage.write_bytes(storage.join(output, name), json.dumps(content, indent=2).encode() + b"\n")
+        check()
+        storage.write_bytes(storage.join(output, name), json.dumps(content, indent=2).encode() + b"\n")
     except (StorageError, OSError) as error:
         logger.warning("%s could not be written: %s", name, error)

@@ -63,6 +63,10 @@ def list_images(
         raise OptionsError(f"--input {root} does not exist: {error}") from error
     except PermissionError as error:
         raise OptionsError(f"--input {root} may not be read: {error}") from error
+    if selection.keep_columns and counted["images"] > counted["damaged"] and not counted["kept"]:
+        raise OptionsError(
+            f"--keep-columns: the images of {root} have no columns; those of a list, a COCO file or Parquet files have"
+        )
     if not num_images and not may_be_empty:
         raise OptionsError(f"nothing to label in {root}: {_describe_nothing(counted['images'], skipped)}")
     return Listing(
@@ -245,7 +249,11 @@ def _list_pattern(root: str, selection: Selection, skipped: Counter[str]) -> Ite
 
 
 def _look_up(folder: str, names: Iterable[str], *, root: str) -> Iterator[FileInfo]:
-    """Files, and all below folders, by name. One that is not there is listed too, so that it is missed by name."""
+    """Files, and all below folders, by name. An image or archive that is not there is listed too, so that it is missed by name.
+
+    Raises:
+        OptionsError: there is none of them; or a folder is not there, or is empty, as where a disk is not mounted.
+    """
     num_found = 0
     for name in names:
         uri = storage.join(folder, name)
@@ -253,12 +261,17 @@ def _look_up(folder: str, names: Iterable[str], *, root: str) -> Iterator[FileIn
             yield replace(storage.stat_file(uri), path=name)
             num_found += 1
         except FileNotFoundError:
-            if not storage.is_folder(uri):
+            is_folder = storage.is_folder(uri)
+            if not is_folder and _is_for_images(name):
                 yield FileInfo(uri, name, None, None)
                 continue
-            for file in storage.list_files(uri):
+            num_before = num_found
+            for file in storage.list_files(uri) if is_folder else ():
                 yield replace(file, path=f"{name}/{file.path}")
                 num_found += 1
+            if num_found == num_before:
+                what = "is an empty folder" if is_folder else "is not there"
+                raise OptionsError(f"--input {root}: {uri} {what}; is it mounted? Else leave it out of the braces") from None
     if not num_found:
         raise OptionsError(f"--input {root} does not exist: there is none of what its braces name")
 
@@ -276,6 +289,11 @@ def _name_skipped_kind(path: str) -> str | None:
     if extension in IMAGE_EXTENSIONS:
         return None
     return extension or "no extension"
+
+
+def _is_for_images(path: str) -> bool:
+    """Whether a file of this name would be an image, or hold some."""
+    return PurePosixPath(path).suffix.lower() in {*IMAGE_EXTENSIONS, *_HOLDERS}
 
 
 def _is_wanted(file_name: str, selection: Selection) -> bool:
@@ -296,6 +314,7 @@ def _count(refs: Iterable[ImageRef], counted: Counter[str]) -> Iterator[ImageRef
     for ref in refs:
         counted["images"] += 1
         counted["damaged"] += ref.is_holder
+        counted["kept"] += ref.kept is not None
         yield ref
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from jobs.shards import STAGES, Tally, tally_shard
+from labeler.errors import StorageError
 
 _READS_AT_ONCE = 16
 
@@ -67,13 +68,40 @@ def read_tally(output: str, shards: Collection[int], *, progress: Mapping[str, A
         output: the run's folder.
         shards: all that are committed.
         progress: the content of ``progress.json``, if there is one.
+
+    Raises:
+        StorageError: one can't be read, or is gone.
+    """
+    standing, tally = read_standing(output, shards, progress=progress)
+    gone = set(shards) - set(standing)
+    if gone:
+        raise StorageError(f"a part of shard {min(gone)} of {output} was there and is gone; is another driver at work on it?")
+    return tally
+
+
+def read_standing(output: str, shards: Collection[int], *, progress: Mapping[str, Any] | None) -> tuple[list[int], Tally]:
+    """The same for who only looks on: those of the shards that still stand, in order, and their tally.
+
+    A part that has vanished since it was listed is made again just now, and not committed.
     """
     committed = set(shards)
-    counted, tally = _read_counted(progress)
-    if not counted <= committed:
-        counted, tally = set(), Tally()  # Somebody took parts away since.
+    standing, tally = _read_counted(progress)
+    if not standing <= committed:
+        standing, tally = set(), Tally()  # Somebody took parts away since.
+
+    def try_tally(shard: int) -> Tally | None:
+        try:
+            return tally_shard(output, shard)
+        except FileNotFoundError:
+            return None
+
+    others = sorted(committed - standing)
     with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
-        return sum(pool.map(lambda shard: tally_shard(output, shard), sorted(committed - counted)), tally)
+        for shard, found in zip(others, pool.map(try_tally, others), strict=True):
+            if found is not None:
+                standing.add(shard)
+                tally += found
+    return sorted(standing), tally
 
 
 def find_failed_shards(output: str, shards: Collection[int], *, kinds: Collection[str]) -> dict[int, Tally]:

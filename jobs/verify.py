@@ -1,5 +1,6 @@
-"""Is a run whole? Every file hashed, every row matched, every mask measured. Must not know how it was made.
+"""Is a run whole? Every file read, every row matched, every mask measured. Must not know how it was made.
 
+All files are hashed but the images parts, whose hash stands nowhere: of them the rows are matched with the plan and the masks.
 Trusts nothing but ``run.json``: the plan must have the hash it names, each image of the plan exactly one row, each row
 its masks, each mask the box, area and size that pycocotools finds in its run lengths. What can't be read is not known to
 be at fault: a store that does not answer ends the proof.
@@ -99,8 +100,8 @@ def _check_names(output: str, record: RunRecord, table: tables.TableName) -> Ite
         names = []
     expected = {tables.part_name(table, number).removeprefix(f"{table}/") for number in range(num_parts)}
     for name in names:
-        if table == "plan" and (tables.parse_part_name(name) or 0) >= num_parts:
-            continue  # What a killed --extend leaves: nobody reads it, and the next one replaces it.
+        if table in ("plan", "prompts_plan") and (tables.parse_part_name(name) or 0) >= num_parts:
+            continue  # What a start or --extend leaves that was killed: nobody reads it.
         if name not in expected and not name.startswith("."):  # Dotfiles are no data: a killed writer may leave one.
             # What is no part by its name may be dear to someone.
             is_ours = table not in ("plan", "prompts_plan") and tables.parse_part_name(name) is not None
@@ -177,9 +178,11 @@ def _check_rows(rows: Sequence[dict[str, Any]], planned: Sequence[PlannedImage])
 
 
 def _check_masks(masks: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    expected = [(row["image_id"], mask_id) for row in rows for mask_id in range(row["num_masks"])]
-    if [(mask["image_id"], mask["mask_id"]) for mask in masks] != expected:
-        yield f"{len(masks)} masks are not the {len(expected)} that the images part counts, in order"
+    num_expected = sum(max(0, row["num_masks"]) for row in rows)  # Not yet as a list: a damaged number may be anything.
+    expected = ((row["image_id"], mask_id) for row in rows for mask_id in range(row["num_masks"]))
+    found = ((mask["image_id"], mask["mask_id"]) for mask in masks)
+    if len(masks) != num_expected or any(a != b for a, b in zip(found, expected, strict=False)):
+        yield f"{len(masks)} masks are not the {num_expected} that the images part counts, in order"
         return
     begin = 0
     for row in rows:

@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
+from labeler.errors import StorageRefusedError
 from labeler.retries import retried
 from labeler.store_errors import is_past_the_end, translate_local_errors, translate_store_errors
 from labeler.store_pages import find_etag, list_keys, read_info
-from labeler.stores import OBJECT_STORES, S3, find_scheme, normalize_url, open_store, quote_key
+from labeler.stores import HTTP, OBJECT_STORES, S3, find_scheme, normalize_url, open_store, quote_key
 
 _URL = re.compile(r"^(?:[a-z0-9]+::)*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
@@ -37,7 +38,7 @@ class FileInfo:
     Attributes:
         uri: opens again with ``read_bytes``; ASCII for local files, whatever their name.
         path: below the listed root, with ``/``. Bytes of a name that are not UTF-8 are surrogates; see ``encode_name``.
-        size_bytes: None for a link that dangles or loops: listed, so that it is missed by name.
+        size_bytes: None for a link that dangles or loops, or a path too long to open: listed, so that it is missed by name.
         etag: changes when the content does; None where the store gives nothing of the kind.
     """
 
@@ -175,8 +176,9 @@ def list_files(root: str) -> Iterator[FileInfo]:
     """Every file below a folder, at any depth, in any order; names that begin with a dot too.
 
     Links are followed, to files and to folders (as ``find -L`` does), but never into a folder that holds them: a file
-    reached by two ways is listed by both. Links that dangle or loop are listed without a size. Pipes and devices are
-    not. Where a folder below the root may not be read, that is a ``PermissionError``: nothing is left out silently.
+    reached by two ways is listed by both. Links that dangle or loop, and files whose path is too long to be opened, are
+    listed without a size. Pipes and devices are not. Where a folder below the root may not be read, that is a
+    ``PermissionError``, and where the disk fails a ``StorageError``: nothing is left out silently.
     """
     path = uri_to_path(root)
     if path is not None:
@@ -226,12 +228,20 @@ def exists(uri: str) -> bool:
 
 @retried
 def has_content(uri: str) -> bool:
-    """Whether there is a file, or a folder with something in it: an empty one may be where a disk is not mounted."""
+    """Whether there is a file, or a folder with something in it: an empty one may be where a disk is not mounted.
+
+    A folder that may be entered but not listed counts: what is in it may open by its name. A web server's are not asked for.
+    """
+    if find_scheme(uri) in HTTP:
+        return True
     path = uri_to_path(uri)
-    if path is None or not is_folder(uri):
-        return exists(uri)
-    with translate_local_errors(path), os.scandir(path) as entries:
-        return next(entries, None) is not None
+    try:
+        if path is None or not is_folder(uri):
+            return exists(uri)
+        with translate_local_errors(path), os.scandir(path) as entries:
+            return next(entries, None) is not None
+    except PermissionError:
+        return path is None or os.access(path, os.X_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
 def is_folder(uri: str) -> bool:
@@ -287,11 +297,12 @@ def _list_folder(folder: Path, *, prefix: str, above: frozenset[tuple[int, int]]
         path = prefix + entry.name
         uri = path_to_uri(folder / entry.name)
         try:
-            about = entry.stat()
-        except OSError as error:
-            if isinstance(error, PermissionError):
-                raise
-            if entry.is_symlink():
+            about = _stat_entry(entry)
+        except FileNotFoundError as error:
+            is_too_long = error.errno == errno.ENAMETOOLONG
+            if is_too_long and entry.is_dir(follow_symlinks=False):
+                raise StorageRefusedError(f"{folder / entry.name} can't be listed: its path is too long") from error
+            if is_too_long or entry.is_symlink():
                 yield FileInfo(uri, path, None, None)
             continue  # Otherwise it was there a moment ago and is gone.
         if stat.S_ISREG(about.st_mode):
@@ -299,6 +310,12 @@ def _list_folder(folder: Path, *, prefix: str, above: frozenset[tuple[int, int]]
         identity = (about.st_dev, about.st_ino)
         if stat.S_ISDIR(about.st_mode) and identity not in above:
             yield from _list_folder(folder / entry.name, prefix=path + "/", above=above | {identity})
+
+
+@retried
+def _stat_entry(entry: "os.DirEntry[str]") -> os.stat_result:
+    with translate_local_errors(Path(entry.path)):
+        return entry.stat()
 
 
 @retried

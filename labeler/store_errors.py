@@ -22,6 +22,8 @@ _CREDENTIALS = frozenset(
         *("AuthenticationFailed", "InvalidAuthenticationInfo", "NoAuthenticationInformation", "AccountIsDisabled"),  # Azure.
     }
 )
+_NO_KEY = frozenset({"KeyTooLongError"})  # No object can be called so.
+_ARCHIVED = frozenset({"InvalidObjectState", "BlobArchived", "BlobBeingRehydrated"})  # Each has to be fetched from there.
 _NO_BUCKET = frozenset({"NoSuchBucket", "ContainerNotFound", "ContainerBeingDeleted", "AccountBeingCreated"})
 _FULL = frozenset({"QuotaExceeded", "XMinioStorageFull", "InsufficientAccountPermissions", "AccountQuotaExceeded"})
 _NO_CREDENTIALS_CLASSES = frozenset(
@@ -106,9 +108,9 @@ def sort_store_error(error: Exception, *, uri: str) -> Exception:
         return StorageRefusedError(f"{uri}: no usable credentials: {_first_line(error)}")
     if status is None and isinstance(error, OSError) and error.errno in _LASTING:
         return StorageRefusedError(f"{uri}: {_first_line(error)}")
-    if status == 404 or (status is None and isinstance(error, _NOT_THERE)):
+    if status in (404, 410) or _NO_KEY.intersection(codes) or (status is None and isinstance(error, _NOT_THERE)):
         return FileNotFoundError(errno.ENOENT, "no such object", uri)
-    if status == 403 or (status is None and isinstance(error, PermissionError)):
+    if status in (403, 451) or _ARCHIVED.intersection(codes) or (status is None and isinstance(error, PermissionError)):
         return PermissionError(errno.EACCES, f"the store refuses ({named or status or _first_line(error)})", uri)
     answer = f"the store answered {named or status}" if named or status else type(error).__name__
     return StorageError(f"{uri}: {answer}: {_first_line(error)}")

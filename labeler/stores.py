@@ -23,13 +23,14 @@ StoreOptions: TypeAlias = Mapping[str, Mapping[str, Any]]
 """fsspec's options by the URL under which they hold; ``""`` is everywhere but http."""
 
 S3 = frozenset({"s3", "s3a"})
+HTTP = frozenset({"http", "https"})
 
 OBJECT_STORES = frozenset({*S3, "gs", "gcs", "az", "abfs", "abfss"})
 """Stores without folders: nothing needs to be made before a key is written."""
 
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
 _MEANS_ITSELF = re.compile(r"^https?://|::", re.IGNORECASE)
-_ESCAPED = re.compile(r"[%?#\x00-\x1f\x7f]")
+_ESCAPED = re.compile(r"[%?#\x00-\x1f\x7f]|:(?=:)|(?<=:):")  # Two colons would chain URLs.
 _PASSWORD = re.compile(r"^[a-z0-9+.-]+://[^/@]*:[^/@]*@", re.IGNORECASE)
 # Whoever lists twice wants to see what came in between; and a store that is gone is to be noticed within a minute.
 _DEFAULTS: dict[str, Any] = {"use_listings_cache": False}

@@ -135,7 +135,7 @@ def make_schema(table: TableName, *, kept: Sequence[str] = (), prompted: bool = 
     """The columns of a table; the images table also has those that were kept of a list, as texts, and the masks table of
     a run with prompts those that say who asked.
     """
-    more = [pa.field(name, pa.string()) for name in kept] if table == "images" else []
+    more = [pa.field(name, pa.string()) for name in dict.fromkeys(kept)] if table == "images" else []
     more += _PROMPT_COLUMNS if table == "masks" and prompted else []
     return pa.schema([*SCHEMAS[table], *more])
 
@@ -277,9 +277,9 @@ def table_to_masks(rows: pa.Table, *, image_hw: Size) -> MaskSet:
 
 
 def images_to_batch(rows: Sequence[ImageRow]) -> pa.RecordBatch:
-    """Rows of the images table as Arrow columns; those that were kept come last."""
+    """Rows of the images table as Arrow columns; those that were kept come last, null in the rows that lack them."""
     values = [{**asdict(row), **row.kept} for row in rows]
-    return pa.RecordBatch.from_pylist(values, schema=make_schema("images", kept=[*rows[0].kept] if rows else []))
+    return pa.RecordBatch.from_pylist(values, schema=make_schema("images", kept=[name for row in rows for name in row.kept]))
 
 
 def values_to_image(values: Mapping[str, Any]) -> ImageRow:
@@ -318,9 +318,12 @@ def decode_part(data: bytes, *, name: str, columns: Sequence[str] | None = None)
     chosen = None if columns is None else list(columns)
     try:
         # Parts are small, and a worker's CPUs are for the model: no threads.
-        return pq.read_table(pa.BufferReader(data), columns=chosen, use_threads=False, pre_buffer=False)
-    except (pa.ArrowException, OSError) as error:
+        table = pq.read_table(pa.BufferReader(data), columns=chosen, use_threads=False, pre_buffer=False)
+        table.validate(full=True)  # Else a text that is none would be found by whoever looks at it.
+        read_metadata(table)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise PartDamagedError(f"{name} is damaged: {str(error).splitlines()[0]}") from error
+    return table
 
 
 def read_part(output: str, *, table: TableName, number: int, columns: Sequence[str] | None = None) -> pa.Table:

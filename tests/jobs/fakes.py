@@ -96,12 +96,12 @@ def label_arguments(photos: Path, output: Path, model: Path, *more: Any) -> tupl
     return ("label", "--input", photos, "--output", output, "--model", model, *QUICK, *more)
 
 
-def freeze(photos: Path, output: Path, model: Path, *, images_per_shard: int = 5) -> RunRecord:
+def freeze(photos: Path, output: Path, model: Path, *, images_per_shard: int = 5, **selection: Any) -> RunRecord:
     """A run's record, frozen with options under which the fake engine's discs survive."""
 
     spec = RunSpec(
         input=storage.path_to_uri(photos),
-        selection=Selection(),
+        selection=Selection(**selection),
         options=MaskOptions(points_per_side=3, stability_score_thresh=0.5),
         model=describe_model(read_model_info(model), name=str(model)),
     )

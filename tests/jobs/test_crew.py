@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pandas as pd
 import pytest
@@ -16,8 +17,11 @@ from fakes import Cluster, find_workers, label_arguments, make_slow, start_jobs,
 import jobs.cluster
 import jobs.crew
 from jobs.crew import Crew, Task, Worker
+from jobs.events import WorkerInfo
+from jobs.lease import ProcessName
 from jobs.ledger import Assignment
 from jobs.options import JobOptions
+from labeler.errors import StorageError
 
 RunJobs = Callable[..., subprocess.CompletedProcess[str]]
 GIB = 2**30
@@ -86,6 +90,31 @@ def test_deaths_while_loading_are_counted_by_node(nodes: list[dict[str, Any]], m
     assert crew.count_wanted() == 4 + 4 + 3
     bury("node1")
     assert crew.count_wanted() == 4 + 3
+
+
+@pytest.mark.parametrize("num_workers", [2, 3])
+def test_where_every_node_is_left_out_nobody_waits(
+    nodes: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, num_workers: int
+) -> None:
+    """One worker can't load, the others die later: where could new ones be? A node that comes is another matter."""
+    del nodes[2:]
+    monkeypatch.setattr(jobs.crew, "find_node", lambda actor: "node1")
+    monkeypatch.setattr(jobs.crew.ray, "kill", lambda actor: None)
+    crew = make_crew(workers=num_workers)
+    crew._actor_class = Mock()
+    crew.hire(num_shards=9)
+    first, *others = crew._workers
+    for worker in others:
+        crew.welcome(worker, WorkerInfo("host", ProcessName("elsewhere", 1, "1"), 1, "node1"))
+    crew.leave_out(first, StorageError("this node does not see the input"))
+    for worker in others:
+        crew.hire(num_shards=9)
+        crew.bury(worker, is_machine_gone=False, then=lambda: None)
+    with pytest.raises(StorageError, match="does not see the input"):
+        crew.hire(num_shards=9)
+    nodes.append({**nodes[1], "NodeID": "node4"})
+    crew.hire(num_shards=9)
+    assert len(crew._workers) == num_workers - 1
 
 
 def test_a_worker_that_does_not_answer_is_not_taken_for_hung() -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -123,6 +124,47 @@ def test_a_list_s_own_columns_are_kept(few: Path) -> None:
         find(few / "list.jsonl", keep_columns=("colour",))
     with pytest.raises(OptionsError, match="a column width of its own"):
         find(few / "list.jsonl", keep_columns=("width",))
+
+
+def test_halves_of_characters_are_escaped_or_refused(few: Path) -> None:
+    """JSON can escape them: a column that is kept has them so too, no name or id may. A path of odd bytes is another matter."""
+    (few / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"caf")
+    rows = [{"uri": "a.jpg", "label": "nice \ud83d"}, {"uri": os.fsdecode(b"caf\xe9.jpg"), "label": ["\ud83d"]}]
+    (few / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    refs = find(few / "list.jsonl", keep_columns=("label",))
+    assert [json.loads(ref.kept or "")["label"] for ref in refs] == ["nice \\ud83d", '["\\ud83d"]']
+    assert [read_image(ref) for ref in refs] == [b"a.jpg", b"caf"]
+    for row in ({"uri": "\ud83d.jpg"}, {"uri": "a.jpg", "id": "\ud83d.jpg"}, {"uri": "s3://b/\udce9.jpg"}):
+        (few / "list.jsonl").write_text(json.dumps(row))
+        with pytest.raises(OptionsError, match=r"list\.jsonl has an entry .*ud.*\.jpg"):
+            find(few / "list.jsonl")
+
+
+def test_columns_that_nothing_has_are_refused(few: Path) -> None:
+    """Photos and archives have none, a .txt neither; beside Parquet files an archive's images have nulls."""
+    with pytest.raises(OptionsError, match=r"--keep-columns: the images of .*few have no columns"):
+        find(few, keep_columns=("label",))
+    (few.parent / "tars").mkdir()
+    make_tar(few.parent / "tars" / "a.tar", ("x.jpg", b"x"))
+    with pytest.raises(OptionsError, match="have no columns"):
+        find(few.parent / "tars", keep_columns=("label",))
+    pq.write_table(pa.table({"image": [b"y"], "label": ["cat"]}), few.parent / "tars" / "b.parquet")
+    refs = find(few.parent / "tars", keep_columns=("label",))
+    assert [ref.kept for ref in refs] == [None, '{"label": "cat"}']
+
+
+def test_a_damaged_file_costs_the_others_no_column(tmp_path: Path, model_folder: Path) -> None:
+    """Its row comes first in the shard and has nulls in the columns that are kept, however often they were named."""
+    data = write_picture(tmp_path / "x.png").read_bytes()
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.table({"image": [data, data], "label": ["cat", "dog"]}), tmp_path / "in" / "b.parquet")
+    (tmp_path / "in" / "a.parquet").write_bytes(b"no footer")
+    keep = ("label", "label")
+    record = freeze(tmp_path / "in", tmp_path / "out", model_folder, images_per_shard=3, keep_columns=keep)
+    assert label(str(tmp_path / "out"), range(1)) == ["corrupt", None, None]
+    images = pq.read_table(tmp_path / "out" / "images").to_pylist()
+    assert [row["label"] for row in images] == [None, "cat", "dog"]
+    assert [str(fault) for fault in find_faults(str(tmp_path / "out"), record)] == []
 
 
 def test_coco_images_keep_their_ids(few: Path) -> None:
@@ -313,6 +355,10 @@ def test_braces_name_shards(tmp_path: Path) -> None:
     ]
     assert names(find(f"{tmp_path}/{{val,none}}/*9.tar")) == ["val/s-009.tar/x.jpg"]
     assert len(find(f"{tmp_path}/{{train,val}}")) == 8
+    for _ in range(2):  # Not there, and then empty: as a disk that is not mounted.
+        with pytest.raises(OptionsError, match=r"/test .*mounted"):
+            find(f"{tmp_path}/{{train,test}}")
+        (tmp_path / "test").mkdir(exist_ok=True)
     assert names(find(f"{tmp_path}/val/s-{{011..013}}.tar")) == ["s-011.tar/x.jpg", "s-012.tar", "s-013.tar"]
     with pytest.raises(OptionsError, match="none of what its braces name"):
         find(f"{tmp_path}/val/t-{{0..3}}.tar")
@@ -321,6 +367,21 @@ def test_braces_name_shards(tmp_path: Path) -> None:
     assert names(find(f"{tmp_path}/{{1..2}}")) == ["y.jpg"]
     with pytest.raises(OptionsError, match="bucket"):
         find("s3://{a,b}/x.tar")
+
+
+def test_patterns_in_a_store() -> None:
+    """What a URL must escape, a pattern means: "?" is one character, "#" and "%" are themselves; a name is a name first."""
+    root = "memory://test-patterns"
+    for key in ("day#1/a.jpg", "day#1/b.jpg", "50% off/c.jpg", "photos [2024]/d.jpg", "x/e::f.jpg"):
+        storage.write_bytes(storage.join(root, key), key.encode())
+    for pattern, keys in {
+        "day?1/?.jpg": ["day#1/a.jpg", "day#1/b.jpg"],
+        "{day#1,50%25 off}": ["50% off/c.jpg", "day#1/a.jpg", "day#1/b.jpg"],
+        "day#1/[b-c].jpg": ["day#1/b.jpg"],
+        "photos [2024]": ["photos [2024]/d.jpg"],
+        "x/*": ["x/e::f.jpg"],
+    }.items():
+        assert [read_image(ref).decode() for ref in find(f"{root}/{pattern}")] == keys
 
 
 @pytest.mark.parametrize("is_struct", [True, False])

@@ -57,6 +57,22 @@ def test_the_same_again_fits(frozen: tuple[str, RunRecord]) -> None:
     check_resume(record, spec.model_copy(update={"model": spec.model.model_copy(update={"name": "./model"})}), output="run")
 
 
+def test_only_an_official_model_may_have_been_converted_again(frozen: tuple[str, RunRecord]) -> None:
+    """By its name it is its checkpoint and weights. A folder is its hash: at the same path may lie another precision."""
+    _, record = frozen
+
+    def resume(name: str, **changed: str) -> None:
+        old = record.model_copy(update={"model": record.model.model_copy(update={"name": name})})
+        spec = RunSpec(**{field: getattr(old, field) for field in RunSpec.model_fields})
+        spec = spec.model_copy(update={"model": old.model.model_copy(update={"sha256": "f" * 64, **changed})})
+        check_resume(old, spec, output="run")
+
+    resume("vit_b")
+    for name, changed in (("models/vit_b", {}), ("vit_b", {"weights": "int8"}), ("vit_b", {"checkpoint_sha256": "0" * 64})):
+        with pytest.raises(OptionsError, match="--model"):
+            resume(name, **changed)
+
+
 def test_every_difference_is_shown(frozen: tuple[str, RunRecord]) -> None:
     """One line each, old -> new, and what to do."""
     _, record = frozen

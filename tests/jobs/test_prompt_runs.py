@@ -207,6 +207,8 @@ def test_verify_finds_what_is_wrong_with_prompts(photos: Path, model_folder: Pat
     part.write_bytes(whole)
     assert list_faults(output) == []
     plan = output / "prompts_plan" / "part-0000000.parquet"
+    plan.with_name("part-0000001.parquet").write_bytes(b"of a start that was killed")  # As in plan/: nobody reads it.
+    assert list_faults(output) == []
     plan.write_bytes(plan.read_bytes() + b" ")
     assert any("prompts_plan" in fault for fault in list_faults(output))
 

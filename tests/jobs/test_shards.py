@@ -54,6 +54,11 @@ def edit(path: Path, change: Callable[[list[dict[str, Any]]], None]) -> None:
         pq.write_table(table.replace_schema_metadata(metadata), images)
 
 
+def spoil_metadata(path: Path) -> None:
+    """As a flipped bit does it: what should be a text is none."""
+    pq.write_table(pq.read_table(path).replace_schema_metadata({b"labeler.options": b"\xe9"}), path)
+
+
 def set_row(index: int, **values: Any) -> Callable[[list[dict[str, Any]]], None]:
     return lambda rows: rows[index].update(values)
 
@@ -66,6 +71,9 @@ MASKS, IMAGES = "masks/part-0000001.parquet", "images/part-0000001.parquet"
     [
         (lambda run: (run / MASKS).write_bytes((run / MASKS).read_bytes()[:-50]), f"{MASKS} is damaged"),
         (lambda run: (run / IMAGES).write_bytes((run / IMAGES).read_bytes()[:-50]), f"{IMAGES} is damaged"),
+        (lambda run: spoil_metadata(run / IMAGES), f"{IMAGES} is damaged"),
+        (lambda run: spoil_metadata(run / MASKS), f"{MASKS} is damaged"),
+        (lambda run: edit(run / IMAGES, set_row(0, num_masks=2**31 - 1)), "that the images part counts"),
         (lambda run: (run / MASKS).unlink(), f"{MASKS} is missing"),
         (lambda run: (run / IMAGES).unlink(), f"{IMAGES} is missing"),
         (lambda run: shutil.copy(run / "masks/part-0000000.parquet", run / MASKS), f"{MASKS} is not the one"),

@@ -9,10 +9,18 @@ from typing import Any
 import pytest
 from fakes import label_arguments, make_slow, start_jobs, wait_until
 
+import jobs.run
+from jobs.driver import complete_run
 from jobs.events import ImageDone, ShardCommitted
+from jobs.lease import LEASE_JSON, LeaseHolder, LeaseLostError
+from jobs.options import JobOptions
 from jobs.plan import read_run
-from jobs.report import Watch, read_report
+from jobs.report import Watch, read_report, write_failures
 from jobs.shards import Tally, tally_shard
+from jobs.signals import Signals
+from labeler import storage, tables
+from labeler.errors import StorageError
+from labeler.retries import retried, use_retries
 
 LabelHere = Callable[..., Path]
 Main = Callable[..., int]
@@ -60,6 +68,18 @@ def test_done_running_rate_and_time_left(output: Path, main: Main, capsys: Any) 
     assert text.endswith(" left\n")
 
 
+def test_a_shard_that_is_made_again_just_now(
+    output: Path, main: Main, monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path
+) -> None:
+    """Its part is gone between the listing and the reading: it is not committed, and that is no error."""
+    monkeypatch.setattr(tables, "list_committed_shards", lambda _output: {0, 1, 2})
+    (output / "images" / "part-0000001.parquet").unlink()
+    assert "6 of 12 images done in 2 of 4 shards" in read_status(main, output, capsys)
+    assert write_failures(str(output), range(3), tmp_path / "failed.csv") == write_failures(
+        str(output), (0, 2), tmp_path / "failed.csv"
+    )
+
+
 def test_before_the_first_image_no_time_is_known(output: Path, main: Main, capsys: Any) -> None:
     """It says so, and promises nothing."""
     save_progress(output, committed=[], in_work=0)
@@ -98,3 +118,69 @@ def test_a_job_is_followed_while_it_runs(cluster: object, main: Main, model_fold
     assert text.endswith(" s left\n")
     text = read_status(main, tmp_path / "out", capsys)
     assert "stopped as of " in text
+
+
+def tell_end(output: Path) -> list[tuple[str, int]]:
+    """What both files say."""
+    files = [json.loads((output / name).read_text()) for name in ("report.json", "progress.json")]
+    return [(file["state"], file["num_done"]) for file in files]
+
+
+def test_a_driver_killed_before_its_report(
+    label_here: LabelHere, main: Main, photos: Path, model_folder: Path, capsys: Any
+) -> None:
+    """All is committed and nothing left to do: the same command writes it, once."""
+    output = label_here(images_per_shard=3)
+    save_progress(output, committed=[0, 1], in_work=0, state="stopped").finish("stopped")
+    save_progress(output, committed=[0, 1, 2], in_work=1)
+    command = label_arguments(photos, output, model_folder, "--max-error-rate", 1)
+    assert main(*command) == 0
+    assert "12 of 12 images done" in capsys.readouterr().out
+    assert tell_end(output) == [("finished", 12)] * 2
+    assert "finished as of" in read_status(main, output, capsys)
+    before = (output / "report.json").stat()
+    assert main(*command) == 0
+    assert (output / "report.json").stat() == before
+
+
+def test_the_last_report_waits_for_the_store(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One 503 at the end of a job is no more than one in its middle."""
+    answers = [StorageError("503"), None]
+    write_bytes = storage.write_bytes
+
+    def write(uri: str, data: bytes) -> None:
+        if uri.endswith("report.json") and (error := answers.pop(0)):
+            raise error
+        write_bytes(uri, data)
+
+    watch = save_progress(output, committed=[0, 1, 2], in_work=0)
+    use_retries(1)
+    monkeypatch.setattr(storage, "write_bytes", retried(write))
+    watch.finish("finished")
+    assert tell_end(output) == [("finished", 9)] * 2
+
+
+def test_a_driver_that_lost_the_folder_leaves_the_other_s_report(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stops without another word in the folder."""
+    record = read_run(str(output))
+    assert record is not None
+    save_progress(output, committed=[0], in_work=0).finish("the other's")
+
+    def lose(*_shards: object, lease: LeaseHolder, **_how: object) -> None:
+        other = json.loads((output / LEASE_JSON).read_text())
+        (output / LEASE_JSON).write_text(json.dumps({**other, "driver": "other"}))
+        raise LeaseLostError("said by a worker")
+
+    monkeypatch.setattr(jobs.run, "label_shards", lose)
+    with LeaseHolder(str(output), say=print) as lease, pytest.raises(LeaseLostError):
+        complete_run(
+            record,
+            output=str(output),
+            job=JobOptions(),
+            engine="",
+            signals=Signals(),
+            lease=lease,
+            retry_kinds=frozenset(),
+            say=print,
+        )
+    assert tell_end(output) == [("the other's", 3)] * 2

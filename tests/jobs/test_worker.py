@@ -131,6 +131,16 @@ def test_a_mount_point_without_its_disk_is_nobodys_missing_image(output: Path, p
     assert not (output / "images").exists()
 
 
+def test_a_folder_called_like_a_pattern_is_a_folder_when_it_is_away(tmp_path: Path, model_folder: Path) -> None:
+    """Where it was when the run was planned, its parent does not stand for it."""
+    photos = tmp_path / "photos [2024]"
+    write_picture(photos / "0.png", seed=0)
+    freeze(photos, tmp_path / "run", model_folder, images_per_shard=2)
+    shutil.move(photos, tmp_path / "elsewhere")
+    with pytest.raises(StorageError, match="is it mounted"):
+        load(tmp_path / "run")
+
+
 @pytest.mark.parametrize("is_absolute", [True, False])
 def test_the_images_of_a_list_are_missed_only_where_their_folder_is(
     photos: Path, model_folder: Path, tmp_path: Path, is_absolute: bool

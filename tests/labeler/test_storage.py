@@ -1,6 +1,7 @@
 """Any name a file system allows is listed, read, written and named in text; errors say whose fault they are."""
 
 import contextlib
+import errno
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import tempfile
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -191,6 +193,59 @@ def test_a_folder_that_may_not_be_read_is_not_passed_over(public_folder: Path) -
     (public_folder / "closed").mkdir(mode=0)
     with as_nobody(), pytest.raises(PermissionError):
         list(storage.list_files(str(public_folder)))
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOTCONN])
+def test_a_disk_that_fails_while_it_is_listed_hides_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """A stale handle or a dead mount is no file that is gone: a whole folder would be lost without a word."""
+    (tmp_path / "mount").mkdir()
+    monkeypatch.setattr(storage, "_scan_folder", lambda folder: [FailingEntry(entry, number) for entry in os.scandir(folder)])
+    with pytest.raises(StorageError, match="mount"):
+        list(storage.list_files(str(tmp_path)))
+
+
+class FailingEntry:
+    """What a scan finds and no stat answers for."""
+
+    def __init__(self, entry: Any, number: int) -> None:
+        self.name, self.path, self._number = entry.name, entry.path, number
+
+    def is_symlink(self) -> bool:
+        return False
+
+    def stat(self) -> os.stat_result:
+        raise OSError(self._number, os.strerror(self._number), self.path)
+
+
+def test_a_path_too_long_to_be_opened_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file by itself, so that it is missed by name; a folder has files that nobody could name."""
+    folder = tmp_path
+    while len(str(folder)) < 3850:
+        folder = folder / ("d" * 200)
+    folder = folder / ("d" * (4000 - len(str(folder))))
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)  # From here the file has a short name.
+    Path("x" * 200 + ".jpg").write_bytes(b"x")
+    (file,) = storage.list_files(str(tmp_path))
+    assert (file.path[-4:], file.size_bytes) == (".jpg", None)
+    with pytest.raises(FileNotFoundError):
+        storage.read_bytes(file.uri)
+    Path("y" * 200).mkdir()
+    with pytest.raises(StorageError, match="too long"):
+        list(storage.list_files(str(tmp_path)))
+
+
+def test_what_may_be_entered_but_not_listed_is_there(public_folder: Path) -> None:
+    """Its files open by their names; a folder that may not even be entered holds nothing for this process."""
+    folder = public_folder / "closed"
+    folder.mkdir()
+    (folder / "a.jpg").write_bytes(b"a")
+    for mode, expected in ((0o711, True), (0o700, False)):
+        folder.chmod(mode)
+        with as_nobody():
+            assert storage.has_content(str(folder)) is expected
 
 
 def test_a_changed_file_has_another_etag(tmp_path: Path) -> None:

@@ -1,16 +1,18 @@
 """The tables as other programs read them."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pycocotools import mask as coco_mask
 
 from labeler import rle, tables
-from labeler.errors import StorageError
+from labeler.errors import PartDamagedError, StorageError
 from labeler.options import MaskOptions
 from labeler.types import MaskSet, join_runs
 
@@ -130,19 +132,25 @@ def test_parts_say_how_they_were_made() -> None:
 
 
 def test_a_damaged_part_is_said_to_be() -> None:
-    """Cut short, empty, or no Parquet at all."""
+    """Cut short, empty, no Parquet at all, or with a text or metadata that is none."""
     data = encode(make_masks()[0])
     for damaged in (data[:-10], data[: len(data) // 2], b"", b"no parquet"):
         with pytest.raises(StorageError, match="masks/part-0000007"):
             tables.decode_part(damaged, name="masks/part-0000007.parquet")
+    latin = pa.StringArray.from_buffers(1, pa.py_buffer(np.array([0, 4], np.int32)), pa.py_buffer(b"caf\xe9"))
+    for table in (pa.table({"file_name": latin}), pa.table({"x": [1]}).replace_schema_metadata({b"labeler.x": b"\xe9"})):
+        pq.write_table(table, sink := pa.BufferOutputStream())
+        with pytest.raises(PartDamagedError, match="masks/part-0000007"):
+            tables.decode_part(sink.getvalue().to_pybytes(), name="masks/part-0000007.parquet")
 
 
 def test_image_rows_come_back(tmp_path: Path) -> None:
-    """What is not known is null, not 0."""
+    """What is not known is null, not 0; so is a column that was kept of another row."""
     rows = [
         tables.ImageRow(image_id=1, uri="file:///a", file_name="a", width=4, height=3, warnings=("odd",), num_masks=2),
         tables.ImageRow(image_id=2, uri="file:///b", file_name="b", status="error", error_kind="corrupt", error_message="m"),
     ]
+    assert tables.images_to_batch([*rows, replace(rows[0], kept={"x": "1"})])["x"].to_pylist() == [None, None, "1"]
     data = tables.encode_part([tables.images_to_batch(rows)], table="images", metadata={})
     first, second = tables.decode_part(data, name="part").to_pylist()
     assert (first["width"], first["warnings"], first["error_kind"]) == (4, ["odd"], None)

@@ -1,14 +1,15 @@
 """A run -> a dataset in FiftyOne's own database, to look through in its app. The fiftyone seam.
 
 Must not know files of labels: FiftyOne keeps masks in its database, and pictures by their local paths. What lies in a
-store or inside of another file is copied into a folder. A dataset has its name only when it is whole.
+store or inside of another file is copied into a folder, which holds nothing else (``export.folders``). A dataset has its
+name only when it is whole.
 """
 
 import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from export.folders import Folder
+from export.folders import Folder, open_folder
 from export.options import SelectionOptions
 from export.selection import ExportImage, ExportMask, Report, Watch, name_categories, select_images
 from labeler import rle, storage
@@ -24,7 +25,7 @@ class FiftyoneOptions(SelectionOptions):
     """What goes into the dataset."""
 
     pictures: str | None = None
-    """A folder for copies of the pictures that are no local files, for FiftyOne opens only such. Not needed for others."""
+    """A new folder for copies of the pictures that are no local files, for FiftyOne opens only such. Not needed for others."""
 
     overwrite: bool = False
     """Replace a dataset of that name."""
@@ -37,13 +38,13 @@ def export_fiftyone(run: Run, name: str, *, options: FiftyoneOptions, watch: Wat
     confidence is the predicted IoU and whose label is the name of their category.
 
     Raises:
-        OptionsError: fiftyone is not installed, there is a dataset of that name, or pictures need a folder.
+        OptionsError: fiftyone is not installed, there is a dataset of that name, or pictures need a folder; that folder
+            holds something else, or a name does not fit into it.
         StorageError: a part can't be read, or FiftyOne's database does not start or refuses.
     """
     report = Report()
     fiftyone = _import_fiftyone()
-    folder = _open_pictures(run, options)
-    with _make_dataset(fiftyone, name, overwrite=options.overwrite) as dataset:
+    with _make_dataset(fiftyone, name, overwrite=options.overwrite) as dataset, _open_pictures(run, options) as folder:
         images = select_images(run, options=options, report=report, watch=watch)
         labels = name_categories(run)
         samples = (_to_sample(fiftyone, image, _find_picture(image, folder, report), labels) for image in images)
@@ -81,13 +82,17 @@ def _make_dataset(fiftyone: Any, name: str, *, overwrite: bool) -> Iterator[Any]
     dataset.persistent = True
 
 
-def _open_pictures(run: Run, options: FiftyoneOptions) -> Folder | None:
+@contextlib.contextmanager
+def _open_pictures(run: Run, options: FiftyoneOptions) -> Iterator[Folder | None]:
     if options.pictures is None:
-        return None
+        yield None
+        return
     uri = storage.path_to_uri(options.pictures)
     if storage.uri_to_path(uri) is None:
         raise OptionsError(f"--pictures {options.pictures} is not a local folder, but FiftyOne opens only local files")
-    return Folder(uri, frozenset(), run.image_column)
+    named = SelectionOptions(relative_to=options.relative_to)  # Pictures are the same, whatever masks are asked for.
+    with open_folder(run, uri, kind="fiftyone", options=named) as folder:
+        yield folder
 
 
 def _find_picture(image: ExportImage, folder: Folder | None, report: Report) -> str:

@@ -5,9 +5,10 @@ at the end. The same export may be written over itself; another one would leave 
 """
 
 import contextlib
+import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -41,7 +42,7 @@ class Folder:
 
     Attributes:
         uri: the folder.
-        shared_stems: labels of these names (without extension) would be of several images.
+        shared_stems: labels of these names (without extension) would be of several images: see ``keep_labels_apart``.
         image_column: the column of Parquet files that pictures are read from.
     """
 
@@ -49,10 +50,10 @@ class Folder:
     shared_stems: frozenset[str]
     image_column: str | None = None
 
-    def name_label(self, name: str, suffix: str) -> str:
-        """``a.jpg`` -> ``a.json``, but ``a.jpg.json`` where there is also an ``a.png``."""
-        stem = drop_extension(name)
-        return (name if stem in self.shared_stems else stem) + suffix
+    def name_label(self, image: ExportImage, suffix: str, *, options: SelectionOptions) -> str:
+        """``a.jpg`` -> ``a.json``, but ``a.jpg.json`` where there is also an ``a.png``, on whichever side of a split."""
+        stem = drop_extension(image.name)
+        return name_in_split(image, image.name if stem in self.shared_stems else stem, options=options) + suffix
 
     def write(self, name: str, data: bytes) -> None:
         """Write one file, whole or not at all."""
@@ -75,26 +76,28 @@ class Folder:
         try:
             if source is not None and target is not None:
                 storage.stat_file(image.uri)
-                _link(target, source)
-                return name
+                if _link(target, source):
+                    return name
             data = read_picture(image.uri, image_column=self.image_column)
         except (FileNotFoundError, PermissionError):
             report.num_pictures_missing += 1
             return name
-        except OSError as error:
-            raise StorageError(f"{target} can't be written: {error.strerror or error}") from error
         name = name if has_image_extension(name) else name + name_extension(data)
         self.write(name, data)
         return name
 
 
-def _link(target: Path, source: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
+def _link(target: Path, source: Path) -> bool:
+    """Whether that could be done: some file systems have no links, and whoever writes a copy then says what else is wrong."""
     temporary = target.with_name(f".{target.name[:100]}.{os.getpid()}.link")
-    with contextlib.suppress(FileNotFoundError):
-        temporary.unlink()
-    temporary.symlink_to(source)
-    temporary.replace(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(source)
+        temporary.replace(target)
+    except OSError:
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -108,7 +111,7 @@ def open_folder(run: Run, target: str, *, kind: str, options: SelectionOptions, 
         OptionsError: it holds something else, or two images have one name, or a name leads out of the folder.
         StorageError: it can't be read or written.
     """
-    record = {
+    record: dict[str, Any] = {
         "format": kind,
         "model_sha256": run.model_sha256,
         "plan_sha256": run.plan_sha256,
@@ -117,12 +120,15 @@ def open_folder(run: Run, target: str, *, kind: str, options: SelectionOptions, 
     }
     if options.drop_empty and run.reviews:  # Decides which files there are. Otherwise another review writes over all of them.
         record["review_sha256"] = run.reviews.digest
-    _check_target(target, record)
     shared = find_shared_stems(run, options=options)
     if by_stem and shared:
         pair = " and ".join(sorted(shared[min(shared)])[:2])
         raise OptionsError(f"{pair} would share their labels: {kind} finds them by the name without its extension; rename one")
-    folder = Folder(target, frozenset(shared), run.image_column)
+    stems = keep_labels_apart(run, shared, options=options)
+    # They decide what labels are called: once an unfinished run has gone on, those of before may be stale.
+    record["shared_stems_sha256"] = hashlib.sha256(os.fsencode("\n".join(sorted(stems)))).hexdigest() if stems else None
+    _check_target(target, record)
+    folder = Folder(target, stems, run.image_column)
     _write_record(folder, record, complete=False)
     yield folder
     _write_record(folder, {**record, "num_shards_missing": run.num_missing_shards}, complete=True)
@@ -148,15 +154,16 @@ def write_beside_pictures(
     report = Report()
     with open_folder(run, target, kind=kind, options=options) as folder:
         for image in select_images(run, options=options, report=report, watch=watch):
-            name = name_in_split(image, options=options)
+            name = name_in_split(image, image.name, options=options)
             picture = folder.place_picture(image, name, how=options.images, report=report)
-            folder.write(folder.name_label(name, ".json"), describe(image, picture.rpartition("/")[2], report) + b"\n")
+            label = folder.name_label(image, ".json", options=options)
+            folder.write(label, describe(image, picture.rpartition("/")[2], report) + b"\n")
     return report
 
 
-def name_in_split(image: ExportImage, *, options: SelectionOptions) -> str:
-    """The name of an image in the folder: below ``train/`` or ``val/`` where there is a split."""
-    return f"{image.split}/{image.name}" if options.val_fraction else image.name
+def name_in_split(image: ExportImage, name: str, *, options: SelectionOptions) -> str:
+    """The name of one of an image's files in the folder: below ``train/`` or ``val/`` where there is a split."""
+    return f"{image.split}/{name}" if options.val_fraction else name
 
 
 def has_image_extension(name: str) -> bool:
@@ -191,6 +198,20 @@ def find_shared_stems(run: Run, *, options: SelectionOptions) -> dict[str, set[s
             raise OptionsError(f"two images are called {name}; a folder of labels needs a name each (see --relative-to)")
         names[stem].add(name)
     return {stem: group for stem, group in names.items() if len(group) > 1}
+
+
+def keep_labels_apart(run: Run, shared: Mapping[str, set[str]], *, options: SelectionOptions) -> frozenset[str]:
+    """The stems whose images keep their extension in the names of their labels, so that no two labels have one name.
+
+    Those that are shared; and where ``a.jpg`` keeps its extension, the stem of ``a.jpg.png``, and so on.
+    """
+    stems = set(shared)
+    keeping = {name for group in shared.values() for name in group} - stems
+    while keeping:
+        met = {name for name in _iterate_names(run, options) if drop_extension(name) in keeping}
+        stems |= {drop_extension(name) for name in met}
+        keeping = met - stems
+    return frozenset(stems)
 
 
 def _iterate_names(run: Run, options: SelectionOptions) -> Iterator[str]:

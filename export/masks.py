@@ -5,7 +5,7 @@ Must not know training formats. A pixel holds one id: larger masks are painted f
 
 import numpy as np
 
-from export.folders import name_in_split, open_folder
+from export.folders import open_folder
 from export.options import SelectionOptions
 from export.selection import ExportImage, Report, Watch, select_images
 from labeler import rle
@@ -30,7 +30,7 @@ def export_masks(run: Run, target: str, *, options: MasksOptions, watch: Watch |
     report = Report()
     with open_folder(run, target, kind="masks", options=options) as folder:
         for image in select_images(run, options=options, report=report, watch=watch):
-            name = folder.name_label(name_in_split(image, options=options), ".png")
+            name = folder.name_label(image, ".png", options=options)
             folder.write(name, encode_ids(paint_ids(image, report=report)))
     return report
 

@@ -119,9 +119,9 @@ def _outline(mask: Row, *, picture_hw: Size) -> list[list[int]]:
     if rings:
         return [(ring + np.array([left, top])).ravel().tolist() for ring in rings]
     # Too small to be met by the picture's pixels: its box, so that it is there to be seen.
-    scale = picture_hw[0] / image_hw[0]
-    x0, y0 = math.floor(x * scale), math.floor(y * scale)
-    x1, y1 = max(x0 + 1, math.ceil((x + w) * scale)), max(y0 + 1, math.ceil((y + h) * scale))
+    down, right = (small / full for small, full in zip(picture_hw, image_hw, strict=True))
+    x0, y0 = math.floor(x * right), math.floor(y * down)
+    x1, y1 = max(x0 + 1, math.ceil((x + w) * right)), max(y0 + 1, math.ceil((y + h) * down))
     return [[x0, y0, x1, y0, x1, y1, x0, y1]]
 
 

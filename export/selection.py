@@ -19,6 +19,7 @@ from export.options import Frame, SelectionOptions
 from labeler import rle, storage
 from labeler.errors import OptionsError
 from labeler.runs import Row, Run, iterate_images
+from labeler.stores import find_scheme
 from labeler.types import Size
 
 Split = Literal["train", "val"]
@@ -171,11 +172,14 @@ def name_image(row: Row, *, options: SelectionOptions) -> str:
     """
     if options.relative_to is None:
         return storage.decode_name(row["file_name"])
-    root = storage.path_to_uri(options.relative_to).rstrip("/") + "/"
-    if not row["uri"].startswith(root):
-        raise OptionsError(f"--relative-to: {row['uri']} does not lie below {root}")
-    below = row["uri"].removeprefix(root)
-    return storage.decode_name(below) if root.startswith("file://") else below
+    uri, root = row["uri"], storage.path_to_uri(options.relative_to)
+    root = root if root.endswith("/") else root + "/"
+    if not uri.startswith(root):
+        raise OptionsError(f"--relative-to: {uri} does not lie below {root}")
+    below = uri.removeprefix(root)
+    # Addresses of the web and chained ones stand for themselves; all others are percent-encoded, keys of buckets, too.
+    is_literal = "::" in uri or find_scheme(uri) in ("http", "https")
+    return below if is_literal else storage.decode_name(below)
 
 
 def choose_split(file_name: str, *, options: SelectionOptions) -> Split:

@@ -239,7 +239,7 @@ class ClickPage:
         return self._show(replace(view, asked=Asked(), found=None, found_after=None))
 
     def _pick(self, view: View, number: int) -> tuple[Any, ...]:
-        return self._show(replace(view, asked=replace(view.asked, chosen=int(number))))
+        return self._show(replace(view, asked=view.asked.choose(int(number))))
 
     def _find_all(self, view: View, *values: float) -> tuple[Any, ...]:
         """The photo's key and its masks. It may take minutes, in which the tab goes on: what is shown is decided after."""

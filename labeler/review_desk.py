@@ -44,7 +44,7 @@ class ReviewDesk:
         run: what is committed of it counts.
 
     Raises:
-        OptionsError: nothing is.
+        OptionsError: nothing is; or the review is about other images.
         StorageError: a part can't be read.
     """
 
@@ -56,6 +56,8 @@ class ReviewDesk:
         self.images = tuple(RunImage(place, shard, row) for place, (shard, row) in enumerate(shards))
         if not self.images:
             raise OptionsError(f"{run.output} has no committed images to show")
+        for _, row in shards:
+            run.reviews.check_image(row["image_id"], file_name=row["file_name"])
         self._read_shard = lru_cache(maxsize=_KEPT_SHARDS)(self._read_shard_anew)
 
     def sort(self, order: Order) -> list[int]:
@@ -103,16 +105,19 @@ class ReviewDesk:
             verdict = "restore" if changed is None else "draw" if mask.is_drawn else "refine"
         return self._decide(Decision(key=mask.key, verdict=verdict, file_name=image.row["file_name"], mask=changed)), before
 
-    def put(self, image: RunImage, mask: MaskSet, *, key: MaskKey | None) -> Decision:
-        """Put one mask in the place of another, or add it where ``key`` is None."""
+    def put(self, image: RunImage, mask: MaskSet, *, key: MaskKey | None) -> tuple[Decision, Decision | None]:
+        """Put one mask in the place of another, or add it where ``key`` is None: the decision, and what held before."""
+        self._refresh()
+        before = None if key is None else self.find_decision(key)
         image_id = image.row["image_id"]
         verdict: Verdict = "draw" if key is None or isinstance(key[1], str) else "refine"
         row = tables.masks_to_batch(mask, image_id=image_id, file_name=image.row["file_name"]).to_pylist()[0]
         key = key or (image_id, new_drawn_id())
-        return self._decide(Decision(key=key, verdict=verdict, file_name=image.row["file_name"], mask=row))
+        return self._decide(Decision(key=key, verdict=verdict, file_name=image.row["file_name"], mask=row)), before
 
     def take_back(self, decision: Decision, before: Decision | None) -> Decision:
         """Decide what held of a mask before a decision; what others decided about it since is taken back, too."""
+        self._refresh()
         if before is not None:
             return self._decide(before)
         verdict: Verdict = "reject" if decision.is_drawn else "restore"

@@ -45,6 +45,8 @@ Doing = Literal["Reject", "Refine", "Draw"]
 Seen = tuple[ReviewedMask, ...] | None
 """The masks that a scene showed; None where it was the one that is being made."""
 
+NOT_SAVED = "this mask is not saved: save it, or do that again to drop it"
+
 MAX_NAMES = 1000
 """Images in the list to choose from, around the one that is shown; the buttons reach all."""
 
@@ -57,7 +59,7 @@ class RunView:
     """What one tab shows.
 
     Attributes:
-        order: the places of the run's images, as they are gone through; ``position`` is where.
+        order: the places of the run's images, as they are gone through; ``position`` is where, ``sorted_by`` how.
         pictured: the image whose picture was sent.
         seen: what the tab's last scenes of it showed, by their version. A click means what the person saw, not what
             others made of it since.
@@ -65,16 +67,19 @@ class RunView:
         target: the mask that is being refined.
         asked: what was clicked to refine or draw, and the answers.
         decided: the decisions of this tab, each with what held before; the last may be taken back.
+        warned_of: what was done last, if it would have dropped a mask that is not saved: done again, it does.
     """
 
     order: Sequence[int]
     position: int = 0
+    sorted_by: Order = ORDERS[0]
     pictured: int | None = None
     seen: tuple[tuple[str, Seen], ...] = ()
     doing: Doing = "Reject"
     target: MaskKey | None = None
     asked: Asked = field(default_factory=Asked)
     decided: tuple[tuple[int, Decision, Decision | None], ...] = ()
+    warned_of: tuple[str, object] | None = None
 
 
 class ReviewPage:
@@ -123,7 +128,7 @@ class ReviewPage:
                         )
                     tally = gr.HTML(elem_classes="status", elem_id="tally")
                     make_hint("Keys: ← and → lead to the previous and the next image, Ctrl+Z undoes.")
-            shown = [view, stage, status, names, doing, answers, mode, save, tally]
+            shown = [view, stage, status, order, names, doing, answers, mode, save, tally]
             listen(page.load, self._show, [view], shown)
             listen(order.select, self._sort, [view, order], shown)
             listen(names.select, self._choose, [view, names], shown)
@@ -149,24 +154,32 @@ class ReviewPage:
 
     def _sort(self, view: RunView, order: Order) -> tuple[Any, ...]:
         try:
-            return self._show(_leave(replace(view, order=self._review.sort(order), position=0)))
+            return self._go(view, ("sort", order), order=self._review.sort(order), sorted_by=order, position=0)
         except LabelerError as error:
             return self._show(view, error=describe_error(error))
 
     def _choose(self, view: RunView, position: int) -> tuple[Any, ...]:
-        return self._show(_leave(replace(view, position=min(max(int(position), 0), len(view.order) - 1))))
+        return self._go(view, ("choose", position), position=min(max(int(position), 0), len(view.order) - 1))
 
     def _turn(self, view: RunView, by: int) -> tuple[Any, ...]:
-        return self._show(_leave(replace(view, position=(view.position + by) % len(view.order))))
+        return self._go(view, ("turn", by), position=(view.position + by) % len(view.order))
 
     def _turn_by_key(self, view: RunView, data: gr.EventData) -> tuple[Any, ...]:
         return self._turn(view, 1 if data.by == 1 else -1)
 
     def _do(self, view: RunView, doing: Doing) -> tuple[Any, ...]:
-        return self._show(replace(_leave(view), doing=doing if self._desk.predictor is not None else "Reject"))
+        return self._go(view, ("do", doing), doing=doing if self._desk.predictor is not None else "Reject")
+
+    def _go(self, view: RunView, step: tuple[str, object], **changes: Any) -> tuple[Any, ...]:
+        """Leave what is being made. A mask that is not saved is dropped only by who was told so and does the same again."""
+        if view.asked.mask is not None and view.warned_of != step:
+            return self._show(view, error=NOT_SAVED, warned_of=step)
+        return self._show(replace(_leave(view), **changes))
 
     def _click(self, view: RunView, mode: Mode, doing: Doing, data: gr.EventData) -> tuple[Any, ...]:
         if doing != view.doing:  # Chosen a moment ago: the click came first.
+            if view.asked.mask is not None:
+                return self._show(view, error=NOT_SAVED)
             view = replace(_leave(view), doing=doing)
         image, seen = self._get_image(view), dict(view.seen)
         version = str(getattr(data, "version", None))
@@ -209,7 +222,7 @@ class ReviewPage:
         return self._show(replace(view, asked=answered))
 
     def _pick(self, view: RunView, number: int) -> tuple[Any, ...]:
-        return self._show(replace(view, asked=replace(view.asked, chosen=int(number))))
+        return self._show(replace(view, asked=view.asked.choose(int(number))))
 
     def _undo(self, view: RunView) -> tuple[Any, ...]:
         """The last click that is not saved yet; where there is none, the last decision of this tab."""
@@ -231,16 +244,17 @@ class ReviewPage:
         mask = view.asked.mask
         if mask is None:
             return self._show(view, note="there is no new mask yet: click first")
-        before = None if view.target is None else self._review.find_decision(view.target)
         try:
-            decision = self._review.put(self._get_image(view), mask, key=view.target)
+            decided = self._review.put(self._get_image(view), mask, key=view.target)
         except LabelerError as error:
             return self._show(view, error=describe_error(error))
-        return self._show(replace(_leave(view), decided=(*view.decided, (view.order[view.position], decision, before))))
+        return self._show(replace(_leave(view), decided=(*view.decided, (view.order[view.position], *decided))))
 
-    def _show(self, view: RunView, *, note: str = "", error: str = "") -> tuple[Any, ...]:
+    def _show(
+        self, view: RunView, *, note: str = "", error: str = "", warned_of: tuple[str, object] | None = None
+    ) -> tuple[Any, ...]:
         """The view as it stands: for the stage, the line above it, and what is beside it."""
-        image = self._get_image(view)
+        image, view = self._get_image(view), replace(view, warned_of=warned_of)
         try:
             scene, words, masks = self._make_scene(view, image)
             seen = view.seen if view.pictured == image.place else ()
@@ -258,6 +272,7 @@ class ReviewPage:
             view,
             scene,
             words,
+            gr.Dropdown(value=view.sorted_by),
             gr.Dropdown(choices, value=view.position),
             gr.Radio(value=view.doing),
             show_answers(view.asked),
@@ -312,7 +327,8 @@ def _leave(view: RunView) -> RunView:
 
 def _begin(mask: ReviewedMask) -> Asked:
     """To mend a mask. A point in it is asked along, the one that found it: else a click beside it would move it there."""
-    runs, (x, y) = row_to_runs(mask.row), mask.row["point_coords"][0]
+    runs, points = row_to_runs(mask.row), mask.row["point_coords"]
+    x, y = points[0] if points else (np.nan, np.nan)  # A box asked for some.
     if not np.isfinite([x, y]).all() or find_mask([mask], (x, y)) is None:
         x, y = find_inner_point(runs, image_hw=tuple(mask.row["segmentation"]["size"]))
     return Asked(Clicks().add_point((x, y), is_inside=True), refined=runs)

@@ -123,6 +123,27 @@ class Reviews:
             added[decision.key[0]] += int(decision.is_drawn) - int(decision.verdict == "reject")
         return added
 
+    @cached_property
+    def file_names(self) -> Mapping[int, frozenset[str]]:
+        """What the decisions about each image call it."""
+        names: dict[int, set[str]] = {}
+        for decision in self.standing.values():
+            names.setdefault(decision.key[0], set()).add(decision.file_name)
+        return {image_id: frozenset(found) for image_id, found in names.items()}
+
+    def check_image(self, image_id: int, *, file_name: str) -> None:
+        """Whether the decisions about an image are about this one.
+
+        Raises:
+            OptionsError: they are about another's: the review of other images, labeled with the same model and options.
+        """
+        others = self.file_names.get(image_id, frozenset()) - {file_name}
+        if others:
+            raise OptionsError(
+                f"the review is about {min(others)} where this run has {file_name}; "
+                f"remove the folder {FOLDER}, or leave the review out with --ignore-review"
+            )
+
     def apply(self, rows: Sequence[Row], *, image_id: int) -> list[Row]:
         """An image's rows of the masks table, all of them and with ``mask_id``, as they are after the review."""
         return [mask.row for mask in self.list_masks(rows, image_id=image_id) if mask.verdict != "reject"]

@@ -166,8 +166,13 @@ def iterate_images(
     """Every image with its masks as they stand after the review, in order of image_id, of all committed shards or of these.
 
     Both lists of columns hold ``image_id``. One part of each table is in memory, and one image's masks as rows.
+
+    Raises:
+        OptionsError: the review is about other images.
+        StorageError: as ``iterate_rows``; also two parts contradict each other.
     """
     read = list(dict.fromkeys([*mask_columns, "mask_id"]))
+    columns = list(dict.fromkeys([*columns, "file_name"]))
     for shard in run.shards if shards is None else shards:
         masks = groupby(iterate_rows(run, table="masks", columns=read, shards=[shard]), lambda row: row["image_id"])
         image_id, group = next(masks, (None, iter(())))
@@ -176,6 +181,7 @@ def iterate_images(
             if row["image_id"] == image_id:
                 rows = list(group)
                 image_id, group = next(masks, (None, iter(())))
+            run.reviews.check_image(row["image_id"], file_name=row["file_name"])
             yield row, run.reviews.apply(rows, image_id=row["image_id"])
         if image_id is not None:
             part = tables.part_name("masks", shard)

@@ -2,8 +2,8 @@
 and the pages the gradio seam.
 
 Must not know what is on the page. Of gradio's own routes only those are let through that carry events: none that reads or
-takes files, fetches addresses or lists endpoints. What comes from another website, or to another name than this
-server's, is refused, and so is more than a bounded number of bytes.
+takes files, fetches addresses or lists endpoints. What comes from another website, into a frame of one, or to another
+name than this server's, is refused, and so is more than a bounded number of bytes.
 """
 
 import contextlib
@@ -42,6 +42,8 @@ MAX_TABS = 200
 PHOTO_ROUTE = "/photo"
 HTTP_TOO_LARGE = 413
 
+_FRAMES = frozenset({"iframe", "frame", "fencedframe", "embed", "object"})
+_UNFRAMED = (b"content-security-policy", b"frame-ancestors 'none'")
 _OPEN = re.compile(r"/(?:|config|theme\.css|favicon\.ico|manifest\.json|robots\.txt|(?:assets|static|svelte)/.+)")
 _JOIN = "/gradio_api/queue/join"
 _EVENTS = re.compile(r"/gradio_api/(?:queue/join|queue/data|heartbeat/[\w-]+|startup-events|app_id|cancel|reset/?)")
@@ -91,6 +93,7 @@ class Gate:
     def __init__(self, app: Any, *, host: str, max_upload_bytes: int) -> None:
         self._app = app
         self._names = _list_names(host)
+        self._takes_numbers = not is_loopback(host)
         self._max_upload_bytes = max_upload_bytes
 
     async def __call__(self, scope: dict[str, Any], receive: Callable[..., Any], send: Callable[..., Any]) -> None:
@@ -101,6 +104,12 @@ class Gate:
         if scope["type"] != "http":
             await send({"type": "websocket.close"})
             return
+
+        async def send_unframed(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", ()), _UNFRAMED]}
+            await send(message)
+
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope.get("headers", ())}
         refusal = self._refuse(scope, headers)
         if refusal is None and scope["path"] == _JOIN:
@@ -108,21 +117,24 @@ class Gate:
             refusal = (400, "an event holds no files") if _names_file(body) else None
             receive = _replay(body, receive)
         if refusal is None:
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, send_unframed)
             return
         status, reason = refusal
         if status == HTTP_TOO_LARGE:
             await _skip_body(receive)
-        await PlainTextResponse(reason, status_code=status, headers={"connection": "close"})(scope, receive, send)
+        await PlainTextResponse(reason, status_code=status, headers={"connection": "close"})(scope, receive, send_unframed)
 
     def _refuse(self, scope: dict[str, Any], headers: dict[str, str]) -> tuple[int, str] | None:
         """The status and the words of a refusal; None: it may pass."""
         host = headers.get("host", "")
-        if self._names is not None and _drop_port(host) not in self._names:
-            return 421, f"this page is not called {host}"
+        name = _drop_port(host)
+        if name not in self._names and not (self._takes_numbers and _is_number(name)):
+            return 421, f"this page is not called {host}; start it with that name as --host"
         origin = headers.get("origin")
         if origin is not None and origin.partition("://")[2] != host:
             return 403, "this page takes nothing from other websites"
+        if headers.get("sec-fetch-dest") in _FRAMES:
+            return 403, "this page is not shown within others"
         path, method = scope["path"], scope.get("method", "")
         is_upload = path == PHOTO_ROUTE and method == "POST"
         if not (is_upload or _OPEN.fullmatch(path) or _EVENTS.fullmatch(path)) or ".." in path:
@@ -132,7 +144,7 @@ class Gate:
         if method != "POST":
             return 405, "that is not done here"
         length = headers.get("content-length", "")
-        if not length.isdecimal():
+        if not length.isdecimal() or "transfer-encoding" in headers:  # Which would hold, and names no length.
             return 411, "say how many bytes there are"
         most = self._max_upload_bytes if is_upload else MAX_EVENT_BYTES
         if int(length) > most:
@@ -262,9 +274,19 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _list_names(host: str) -> frozenset[str] | None:
-    """What the page may be called: on this machine alone its few names, so that no website can pose as it by its DNS."""
-    return frozenset({"localhost", "127.0.0.1", "[::1]", host, f"[{host}]"}) if is_loopback(host) else None
+def _list_names(host: str) -> frozenset[str]:
+    """What the page may be called: few names, this machine's, so that no website can pose as it by its DNS."""
+    names = {"localhost", "127.0.0.1", "[::1]", host.lower(), f"[{host.lower()}]"}
+    return frozenset(names if is_loopback(host) else {*names, socket.gethostname().lower(), socket.getfqdn().lower()})
+
+
+def _is_number(name: str) -> bool:
+    """Whether that is an IP address, which no DNS leads anywhere."""
+    try:
+        ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return False
+    return True
 
 
 def _drop_port(host: str) -> str:

@@ -103,6 +103,10 @@ class Asked:
         """One more step, which is not answered yet."""
         return Asked(clicks=clicks, refined=self.refined, before=self)
 
+    def choose(self, number: int) -> "Asked":
+        """Another one of the answers; one that is not there any more changes nothing."""
+        return replace(self, chosen=number) if number in range(len(self.answers or ())) else self
+
     @property
     def undone(self) -> "Asked":
         """Without the last step, as it was; the beginning stays."""

@@ -1,6 +1,8 @@
 """Formats of a file an image: names, pictures, what a folder may hold. Each format's content, judged by hand."""
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -105,6 +107,34 @@ def test_names_that_collide(make_run: Any, tmp_path: Path, export: Any, options:
     assert labels <= set(list_names(tmp_path / "out"))
 
 
+@pytest.mark.parametrize(("export", "options"), [f[:2] for f in FORMATS[1:]])
+def test_no_two_labels_have_one_name(make_run: Any, tmp_path: Path, export: Any, options: Any) -> None:
+    """On either side of a split, too; and not the name of one that keeps its extension."""
+    run = read_run(str(make_run([(name, HW, []) for name in ("a.jpg", "a.png", "a.jpg.png")])))
+    for below, more in (("", {}), ("train/", {"val_fraction": 0.01})):
+        out = tmp_path / f"out{len(below)}"
+        export(run, str(out), options=options(**more))
+        suffix = ".png" if export is export_masks else ".json"
+        labels = {f"{below}{name}{suffix}" for name in ("a.jpg", "a.png", "a.jpg.png")}
+        assert labels <= set(list_names(out))
+        assert f"{below}a.json" not in list_names(out)
+
+
+@pytest.mark.parametrize(("export", "options"), [f[:2] for f in FORMATS[1:]])
+def test_a_run_that_went_on_leaves_no_stale_labels(make_run: Any, tmp_path: Path, export: Any, options: Any) -> None:
+    """Where the images that came since change the names of labels, it is another export; else it is the same."""
+    for names, is_same in ((("a.jpg", "a.png"), False), (("b.jpg", "c.jpg"), True)):
+        out = tmp_path / names[0]
+        for missing in ((1,), ()):
+            run = read_run(str(make_run([(name, HW, []) for name in names], per_shard=1, missing=missing)))
+            if is_same or missing:
+                export(run, str(out), options=options())
+            else:
+                with pytest.raises(OptionsError, match="shared stems"):
+                    export(run, str(out), options=options())
+            shutil.rmtree(run.output)
+
+
 @each_format
 @pytest.mark.parametrize("names", [["a.jpg", "a.jpg"], ["/data/a.jpg"], ["../a.jpg"], ["s3://bucket/a.jpg"]])
 def test_names_no_folder_can_hold_are_refused(
@@ -133,6 +163,21 @@ def test_pictures_come_as_asked(run: Run, tmp_path: Path, export: Any, options: 
     assert len(found) == (0 if how == "none" else 3)
     assert all(p.is_symlink() == (how == "link") for p in found)
     assert all(np.asarray(PillowImage.open(p)).shape[:2] == HW for p in found)
+
+
+@pytest.mark.parametrize("refusal", [errno.EPERM, errno.EOPNOTSUPP])
+def test_where_links_are_not_possible_pictures_are_copied(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: int
+) -> None:
+    """As on exFAT and some network disks: the pictures are there, and none is missing."""
+
+    def refuse(path: Path, *_: Any) -> None:
+        raise OSError(refusal, os.strerror(refusal), str(path))
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    assert export_labelme(run, str(tmp_path / "out"), options=LabelmeOptions()).num_pictures_missing == 0
+    found = list((tmp_path / "out").rglob("*.png"))
+    assert [p.is_symlink() for p in found] == [False] * 3
 
 
 def test_the_split_is_a_folder(make_run: Any, random_masks: Any, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The page, in a browser without a network: a chromium of the system's (apt-get install chromium) or playwright's own."""
 
+import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -161,6 +162,15 @@ def test_the_same_run_gives_the_same_page(make_run: Any, random_masks: Any, tmp_
     assert pages[0] == pages[1]
     assert b'"num_masks":12' in pages[0]
     assert b"http://" not in pages[0].replace(b"http://www.w3.org/2000/svg", b"")
+
+
+def test_a_mask_too_small_for_the_picture_shows_where_it_is(make_run: Any, tmp_path: Path) -> None:
+    """As its box, also on a picture whose short side shrank by another factor than its long one."""
+    mask = draw_box((1, 3000), 0, 2990, 1, 2991)
+    export_page(read_run(str(make_run([("wide.png", mask.shape, [mask])]))), str(tmp_path / "look"))
+    (outline,) = re.findall(r'"masks":\[\[[^[]+\[\[(.+?)\]', (tmp_path / "look" / "index.html").read_text())
+    xs = [int(x) for x in outline.split(",")[::2]]
+    assert (min(xs), max(xs)) == (956, 958)
 
 
 def test_nothing_committed_is_nothing_to_show(make_run: Any, tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """Runs, pictures and targets wherever they may lie: disks, archives, Parquet files, a bucket behind a real server."""
 
 import json
+import sys
 import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -13,6 +15,7 @@ import stores
 from PIL import Image as PillowImage
 
 from export.cli import main
+from export.fiftyone import FiftyoneOptions, export_fiftyone
 from export.folders import Pictures
 from export.labelme import LabelmeOptions, export_labelme
 from export.page import export_page
@@ -20,6 +23,7 @@ from export.preview import PreviewOptions, export_preview
 from export.sa1b import Sa1bOptions, export_sa1b
 from export.yolo import YoloOptions, export_yolo
 from labeler import storage
+from labeler.errors import OptionsError
 from labeler.runs import Run, read_run
 
 HW = (40, 50)
@@ -116,6 +120,53 @@ def test_a_picture_that_is_gone_is_counted(make_placed: MakePlaced, tmp_path: Pa
     report = export_sa1b(run, str(tmp_path / "out"), options=Sa1bOptions(images="copy"))
     assert report.num_pictures_missing == (1 if kind == "s3" else 3)
     assert len([p for p in (tmp_path / "out").rglob("*.json") if p.name[0] != "."]) == 3
+
+
+@pytest.fixture
+def samples(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What is put into FiftyOne's database, in the place of that package."""
+    kept: list[Any] = []
+
+    class Dataset:
+        def add_samples(self, samples: Any, **_: Any) -> None:
+            kept.extend(samples)
+
+        def delete(self) -> None:
+            kept.clear()
+
+    kinds = dict.fromkeys(("Sample", "ImageMetadata", "Detections", "Detection"), SimpleNamespace)
+    module = SimpleNamespace(Dataset=Dataset, dataset_exists=lambda name: False, **kinds)
+    monkeypatch.setitem(sys.modules, "fiftyone", module)  # type: ignore[arg-type]
+    return kept
+
+
+def test_fiftyone_gets_copies_of_what_is_no_local_file(make_placed: MakePlaced, tmp_path: Path, samples: list[Any]) -> None:
+    """In a folder of its own, and again; whatever lies in somebody else's stays."""
+    run, folder = make_placed("tar"), tmp_path / "copies"
+    for area in (0, 5):
+        samples.clear()
+        export_fiftyone(run, "x", options=FiftyoneOptions(pictures=str(folder), min_area=area))
+        photos = [tmp_path / "photos" / f"{n}.png" for n in range(3)]
+        assert [Path(sample.filepath).read_bytes() for sample in samples] == [photo.read_bytes() for photo in photos]
+        assert {Path(sample.filepath).parent for sample in samples} == {folder}
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "1.png").write_bytes(b"mine")
+    with pytest.raises(OptionsError, match="not an empty folder"):
+        export_fiftyone(run, "x", options=FiftyoneOptions(pictures=str(tmp_path / "own")))
+    assert [p.read_bytes() for p in (tmp_path / "own").iterdir()] == [b"mine"]
+
+
+@pytest.mark.parametrize("names", [["a.tar/../../0.png"], ["/tmp/0.png"], ["a.tar/0.png", "a.tar/0.png"]])
+def test_fiftyones_copies_stay_in_their_folder(make_run: Any, tmp_path: Path, samples: list[Any], names: list[str]) -> None:
+    """A name that leads out of it, or is another's, too, is exit 2 before anything is written."""
+    run = read_run(str(make_run([(name, HW, []) for name in names], uris=[f"tar://0.png::{tmp_path.as_uri()}/a.tar"] * 2)))
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(tmp_path / "photos" / "0.png", "0.png")
+    before = set(tmp_path.rglob("*"))
+    with pytest.raises(OptionsError, match="--relative-to"):
+        export_fiftyone(run, "x", options=FiftyoneOptions(pictures=str(tmp_path / "deep" / "copies")))
+    assert set(tmp_path.rglob("*")) == before
+    assert not samples
 
 
 @pytest.mark.parametrize(

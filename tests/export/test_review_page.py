@@ -15,6 +15,8 @@ from drawn_masks import draw_box
 from pycocotools import mask as coco_mask
 
 import export.cli
+from labeler import rle
+from labeler.reviews import ReviewedMask
 
 HW = (120, 160)
 BIG, SMALL, EDGE = (10, 10, 90, 90), (30, 30, 50, 50), (95, 120, 115, 150)
@@ -140,6 +142,18 @@ def test_a_point_within_a_mask_helps_to_refine_it(open_tab: Any, prototype_folde
         assert at is None or (x * HW[1], y * HW[0]) == pytest.approx(at)
         tab.click(place[0] + 3, place[1] + 3)
         assert mark.count() == 2
+        tab.act(lambda: tab.page.locator("#undo").click())  # A mask that is not saved would hold the page back.
+
+
+def test_a_mask_that_a_box_asked_for_may_be_refined() -> None:
+    """No point found it: one within it is asked along."""
+    review_page = pytest.importorskip("labeler.review_page", reason="needs the extra serve")
+    counts = rle.runs_to_counts(rle.mask_to_runs(MASKS[2]), image_hw=HW)
+    x0, y0, x1, y1 = EDGE[1], EDGE[0], EDGE[3], EDGE[2]
+    row = {"segmentation": {"size": list(HW), "counts": counts}, "bbox": [x0, y0, x1 - x0, y1 - y0], "point_coords": []}
+    asked = review_page._begin(ReviewedMask((1, "drawn"), row, "draw"))
+    ((x, y),) = asked.clicks.points_xy
+    assert MASKS[2][int(y), int(x)]
 
 
 def test_masks_are_refined_and_drawn(open_tab: Any, run: Path, prototype_folder: Path) -> None:
@@ -171,6 +185,54 @@ def test_masks_are_refined_and_drawn(open_tab: Any, run: Path, prototype_folder:
     assert tab.says("rejected 0")
     tab.act(lambda: tab.page.locator("#undo").click())
     assert equal(export_masks(run)["a.png"], MASKS)
+
+
+def test_a_mask_that_is_not_saved_is_not_dropped_without_a_word(open_tab: Any, prototype_folder: Path) -> None:
+    """Each way out stays once and says so, and what is chosen beside it stays; the same again, but no held key, goes on."""
+    tab = open_tab("--model", prototype_folder)
+    tab.act(lambda: tab.choose("doing", "Draw"))
+    tab.page.locator("#mode").wait_for()
+    tab.drag(20, 20, 100, 80)
+    drawn = tab.read_layer()
+
+    def sort() -> None:
+        tab.page.locator("#order input").click()
+        tab.page.get_by_role("option", name="most masks").click()
+
+    def choose_photo() -> None:
+        tab.page.locator("#photo-name input").click()
+        tab.page.get_by_role("option", name="b.png").first.click()
+
+    def hold_key() -> None:
+        tab.page.keyboard.down("ArrowRight")
+        tab.page.keyboard.down("ArrowRight")
+        tab.page.keyboard.up("ArrowRight")
+        tab.page.wait_for_timeout(1000)
+
+    next_one, previous = tab.page.locator("#next"), tab.page.locator("#previous")
+    for leave in (sort, choose_photo, next_one.click, previous.click, hold_key, lambda: tab.choose("doing", "Reject")):
+        tab.act(leave)
+        assert tab.says("this mask is not saved")
+        assert np.array_equal(tab.read_layer(), drawn)
+    assert tab.page.locator("#order input").input_value() == "as in the run"
+    assert tab.page.locator("#photo-name input").input_value().startswith("1  a.png")
+    assert tab.page.locator("#doing").get_by_label("Draw").is_checked()
+    tab.act(next_one.click)
+    tab.act(next_one.click)
+    assert tab.says("b.png")
+
+
+def test_a_press_on_one_image_is_no_click_on_the_next(open_tab: Any, run: Path) -> None:
+    """The other came while the button was held down."""
+    tab = open_tab()
+    tab.page.mouse.move(*tab.place(*PLACES["big"]))
+    tab.page.mouse.down()
+    tab.act(lambda: tab.page.keyboard.press("ArrowRight"))
+    tab.page.mouse.up()
+    tab.page.wait_for_timeout(1500)
+    assert not (run / "review").exists()
+    tab.click(*PLACES["big"])
+    assert equal(export_masks(run)["b.png"], [])
 
 
 def test_the_same_click_in_two_tabs_rejects_once(open_tab: Any, run: Path) -> None:

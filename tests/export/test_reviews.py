@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ from export.page import export_page
 from labeler import rle, tables
 from labeler.errors import OptionsError, StorageError
 from labeler.options import MaskOptions
+from labeler.review_desk import ReviewDesk
 from labeler.reviews import Decision, Reviews, new_drawn_id, read_reviews, write_decision
 from labeler.runs import Run, iterate_images, read_run
 
@@ -49,9 +51,8 @@ def to_row(mask: np.ndarray) -> dict[str, Any]:
 
 
 def decide(run: Run, image_id: int, mask: int | str, verdict: Any, pixels: np.ndarray | None = None, **more: Any) -> Reviews:
-    decision = Decision(
-        key=(image_id, mask), verdict=verdict, file_name="a.png", mask=None if pixels is None else to_row(pixels), **more
-    )
+    name, row = {1: "a.png", 2: "b.png", 4: "c.png"}[image_id], None if pixels is None else to_row(pixels)
+    decision = Decision(key=(image_id, mask), verdict=verdict, file_name=name, mask=row, **more)
     seen = read_reviews(run.output, options=run.options, model_sha256=run.model_sha256)
     return write_decision(run.output, decision, options=run.options, model_sha256=run.model_sha256, after=seen)
 
@@ -124,6 +125,28 @@ def test_a_decision_is_later_than_what_was_seen(run: Run, monkeypatch: pytest.Mo
     assert after.standing[1, 0].verdict == "restore"
 
 
+def test_what_is_saved_last_holds_though_others_clocks_are_ahead(run: Run) -> None:
+    """Their decisions are read before: saved or taken back, it is later than they are, and undo leads back to them."""
+    ahead = Decision(key=(1, 0), verdict="restore", file_name="a.png", decided_at=datetime(2100, 1, 1, tzinfo=UTC), name="x")
+
+    def reject_ahead() -> None:
+        about = {"options": run.options, "model_sha256": run.model_sha256}
+        seen = read_run(run.output).reviews.by_file
+        write_decision(run.output, replace(ahead, verdict="reject"), after=Reviews({**seen, "x": (ahead,)}), **about)
+
+    desk = ReviewDesk(run)
+    rows = tables.read_part(run.output, table="masks", number=0, columns=tables.MASKS_SCHEMA.names)
+    mask = tables.table_to_masks(rows.slice(1, 1), image_hw=HW)
+    reject_ahead()
+    decision, before = desk.put(desk.images[0], mask, key=(1, 0))
+    assert [m.verdict for m in desk.list_masks(desk.images[0])] == ["refine", None, None]
+    assert before is not None
+    assert before.verdict == "reject"
+    reject_ahead()
+    desk.take_back(decision, None)
+    assert [m.verdict for m in desk.list_masks(desk.images[0])] == [None, None, None]
+
+
 def _reject_many(output: str, image_id: int, options: dict[str, Any], sha256: str) -> None:
     for mask_id in range(40):
         decision = Decision(key=(image_id, mask_id), verdict="reject", file_name="a.png")
@@ -174,6 +197,20 @@ def test_foreign_files_are_no_decisions_and_other_runs_are_refused(run: Run) -> 
     with pytest.raises(OptionsError, match="another model"):
         read_run(run.output)
     assert read_run(run.output, ignore_review=True).model_sha256 == "1" * 64
+
+
+def test_a_review_of_other_images_is_refused(run: Run, make_run: Any, tmp_path: Path, capsys: Any) -> None:
+    """Left in a folder that was labeled anew, with the same model and options, it would hit the wrong masks."""
+    decide(run, 2, 0, "reject")
+    shutil.move(Path(run.output) / "review", tmp_path / "kept")
+    shutil.rmtree(run.output)
+    make_run([("a.png", HW, MASKS), ("new.png", HW, MASKS[:1])])
+    shutil.move(tmp_path / "kept", Path(run.output) / "review")
+    assert export.cli.main(["coco", run.output, str(tmp_path / "x.json")]) == 2
+    assert "about b.png where this run has new.png" in capsys.readouterr().err
+    with pytest.raises(OptionsError, match=r"about b\.png"):
+        ReviewDesk(read_run(run.output))
+    assert export.cli.main(["coco", run.output, str(tmp_path / "x.json"), "--ignore-review"]) == 0
 
 
 def test_the_runs_own_tables_are_never_touched(run: Run) -> None:

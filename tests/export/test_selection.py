@@ -8,7 +8,7 @@ import pytest
 from drawn_masks import draw_box
 
 from export.options import SelectionOptions
-from export.selection import Report, choose_split, select_images
+from export.selection import Report, choose_split, name_image, select_images
 from labeler import rle
 from labeler.errors import OptionsError
 from labeler.options import MaskOptions
@@ -136,6 +136,21 @@ def test_names_can_begin_elsewhere(run: Run, tmp_path: Any) -> None:
     assert [image.name for image in images] == ["photos/0.png", "photos/2.png"]
     with pytest.raises(OptionsError, match=r"photos/0\.png does not lie below"):
         select(run, relative_to=str(tmp_path / "elsewhere"))
+
+
+@pytest.mark.parametrize(
+    ("uri", "root", "name"),
+    [
+        ("file:///data/50%25%20off.jpg", "/", "data/50% off.jpg"),
+        ("s3://bucket/in/50%25 off.jpg", "s3://bucket/in", "50% off.jpg"),
+        ("s3://bucket/in/a%23b.jpg", "s3://bucket/", "in/a#b.jpg"),
+        ("https://host/in/50%25.jpg", "https://host/in", "50%25.jpg"),
+        ("zip://50%25.jpg::s3://bucket/a.zip", "zip://", "50%25.jpg::s3://bucket/a.zip"),
+    ],
+)
+def test_names_by_place_are_decoded(uri: str, root: str, name: str) -> None:
+    """As the run's own names are; but addresses of the web and chained ones stand for themselves."""
+    assert name_image({"uri": uri, "file_name": "x.jpg"}, options=SelectionOptions(relative_to=root)) == name
 
 
 def test_contradictions_are_refused() -> None:

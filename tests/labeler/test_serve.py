@@ -1,8 +1,10 @@
 """What the page's server lets through: the page, and nothing else of this machine or of gradio's."""
 
+import asyncio
 import http.client
 import json
 import secrets
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -174,7 +176,9 @@ def test_dropped_photos_are_limited_in_bytes_and_pixels(server: Server) -> None:
     token = server.ask("POST", "/photo", b"no photo")[1]
     assert "<b>.png can't be opened" in json.dumps(server.call("stage", "dropped", [], token=token, name="<b>.png"))
     assert server.ask("POST", "/gradio_api/queue/join", bytes((1 << 20) + 1))[0] == 413
-    assert server.ask("POST", "/photo", iter([b"x"]), transfer_encoding="chunked")[0] == 411  # type: ignore[arg-type]
+    for more in ({}, {"content_length": "1"}):
+        status, _ = server.ask("POST", "/photo", iter([b"x"]), transfer_encoding="chunked", **more)  # type: ignore[arg-type]
+        assert status == 411
 
 
 def test_other_websites_can_not_use_it(server: Server) -> None:
@@ -185,6 +189,41 @@ def test_other_websites_can_not_use_it(server: Server) -> None:
     for origin in ("http://evil.example", "null", "http://127.0.0.1:1", "http://localhost"):
         assert server.ask("POST", "/photo", b"x", origin=origin)[0] == 403
         assert server.ask("POST", "/gradio_api/queue/join", b"{}", origin=origin)[0] == 403
+
+
+def knock(listens_on: str, **headers: str) -> tuple[int, dict[bytes, bytes]]:
+    """What the gate of a server on this address answers to one who asks for the page: status and headers."""
+    serve = pytest.importorskip("labeler.serve", reason="needs the extra serve")
+    sent: list[dict[str, Any]] = []
+
+    async def page(_scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def keep(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    named = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    scope = {"type": "http", "path": "/", "method": "GET", "headers": named}
+    asyncio.run(serve.Gate(page, host=listens_on, max_upload_bytes=1)(scope, None, keep))
+    return sent[0]["status"], dict(sent[0]["headers"])
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "Labels.example"])
+def test_it_answers_to_this_machines_names_alone(host: str) -> None:
+    """To its addresses, its own names and the one it was given: a website whose DNS leads here is somebody else."""
+    for name in ("192.168.1.5", "[fe80::1]", "localhost", socket.gethostname().upper(), host, host.lower()):
+        assert knock(host, host=f"{name}:7860")[0] == 200
+    for name in ("evil.example", "1.evil.example", "", "192.168.1.5.evil.example"):
+        assert knock(host, host=f"{name}:7860")[0] == 421
+
+
+def test_other_websites_can_not_frame_it() -> None:
+    """The page says so in every answer, and a browser that says it is for a frame gets none."""
+    name = "127.0.0.1:7860"
+    for status, more in ((200, {"sec_fetch_dest": "document"}), (403, {"sec_fetch_dest": "iframe"}), (403, {"origin": "null"})):
+        answered, headers = knock("127.0.0.1", host=name, **more)
+        assert answered == status
+        assert headers[b"content-security-policy"] == b"frame-ancestors 'none'"
 
 
 def test_nonsense_does_no_harm(server: Server) -> None:

@@ -57,6 +57,8 @@ def test_a_click_has_three_answers_and_a_second_one_has_one(predictor: Predictor
     assert one.answers is not None
     assert 2 <= len(one.answers) <= 3
     assert one.answers.predicted_iou[one.chosen] == one.answers.predicted_iou.max()
+    assert one.choose(1).chosen == 1
+    assert one.choose(3) is one.choose(-1) is one
     assert one.mask is not None
     assert covers_disc(decode(one.mask))
     assert one.mask.points_xy.tolist() == [[120, 100]]

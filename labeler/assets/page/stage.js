@@ -71,6 +71,7 @@ async function read_numbers(source) {
 function draw() {
   if (!element.contains(root)) element.replaceChildren(root);
   clearInterval(poking);
+  if ((props.value || {}).photo_id !== scene.photo_id) press = null; // It was meant for the photo of before.
   scene = props.value || {};
   if (scene.photo) {
     photos.clear();
@@ -156,7 +157,7 @@ window.addEventListener("resize", fit);
 document.addEventListener("keydown", (event) => {
   const is_typing = /^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName);
   if (is_typing) return;
-  if (scene.can_turn && (event.key === "ArrowRight" || event.key === "ArrowLeft")) tell("turned", { by: event.key === "ArrowRight" ? 1 : -1 });
+  if (scene.can_turn && !event.repeat && (event.key === "ArrowRight" || event.key === "ArrowLeft")) tell("turned", { by: event.key === "ArrowRight" ? 1 : -1 });
   if (event.key === "z" && (event.ctrlKey || event.metaKey)) tell("undone", {});
 });
 

@@ -4,7 +4,6 @@ What happens to a shard is told image by image, as events; each image is announc
 so that whoever watches can name the image that was in work when a worker died.
 """
 
-import fcntl
 import importlib
 import itertools
 import logging
@@ -14,7 +13,6 @@ import sys
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -192,36 +190,16 @@ class ShardLabeler:
 
 
 def load_predictor(folder: Path, *, options: MaskOptions, threads: int, engine: str) -> Predictor:
-    """A model folder, compiled and warm on this machine.
-
-    Workers of a node do this one after the other: the first compiles the model, the others find it in the node's cache.
-    """
+    """A model folder, compiled and warm on this machine. The first worker compiles it; others find it in the node's cache."""
     info = read_model_info(folder)
     module, _, name = engine.partition(":")
     make_engine: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    with _lock_cache() as cache_folder:
-        made = make_engine(folder, info, threads=threads, precision=options.precision, cache_folder=cache_folder)
-        predictor = Predictor(made, info)
-        warm_up(predictor, options)
+    cache_folder = find_cache_folder() / "compiled"
+    predictor = Predictor(
+        make_engine(folder, info, threads=threads, precision=options.precision, cache_folder=cache_folder), info
+    )
+    warm_up(predictor, options)
     return predictor
-
-
-@contextmanager
-def _lock_cache() -> Iterator[Path | None]:
-    """The node's folder of compiled models, for one process at a time; None where there can be none.
-
-    The kernel takes the lock from a process that dies.
-    """
-    folder = find_cache_folder() / "compiled"
-    with ExitStack() as held:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            fcntl.flock(held.enter_context((folder / "lock").open("w")), fcntl.LOCK_EX)
-        except OSError as error:
-            logger.info("compiled models are not kept in %s: %s", folder, error)
-            yield None
-            return
-        yield folder
 
 
 def measure_peak_memory() -> int:

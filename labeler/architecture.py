@@ -69,6 +69,8 @@ class Architecture(BaseModel):
         if self.encoder == "vit":
             vit = VitEncoder.model_validate(self.encoder_options)
             _check_divides("patch_size", vit.patch_size, "image_size", self.image_size)
+            if vit.patch_size < 4:
+                raise ValueError(f"patch_size {vit.patch_size} is less than 4: its masks would be finer than the input")
         return self
 
     @property

@@ -4,7 +4,6 @@ Names of ``labeler`` are used through its door, so that ``--help`` and ``convert
 """
 
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from labeler.draw import paint_masks
 from labeler.errors import ImageError, OptionsError, StorageError
 from labeler.flags import EXIT_CODES_HELP, EXIT_DONE, MaskFlags, given_options, run_command
 from labeler.images import decode_image, encode_png
+from labeler.limits import count_usable_cpus
 from labeler.options import MaskOptions, Precision, Preset, name_prices, resolve_mask_options
 from labeler.stores import parse_store_options, use_store_options
 from labeler.types import Bool, Image, MaskSet, Prompts, UInt32
@@ -226,7 +226,8 @@ def serve(
         images: A folder of photos to choose from; nothing outside of it can be opened. Others may be dropped on the page.
         run: The output of `jobs label`, to look at and to review. What is decided goes into its `review` folder and every
             export heeds it; its own tables stay as they are. With --model masks can be refined and drawn.
-        host: The address to listen on. 0.0.0.0 lets in everybody on the network: nobody is asked for a password.
+        host: The address to listen on. 0.0.0.0 lets in everybody on the network: nobody is asked for a password. The page
+            answers to addresses and this machine's own name; for it to answer to another name, listen on that.
         port: The port to listen on; 0 takes a free one.
         max_upload_mb: A larger file that is dropped is refused.
         max_pixels: A photo with more pixels is refused. (A run's photos are bound by the run's own option.)
@@ -273,7 +274,7 @@ def _find_model(name: str) -> tuple[Path, Any]:
 def _load_predictor(folder: Path, info: Any, *, threads: int | None, precision: Precision) -> "labeler.Predictor":
     if threads is not None and threads < 1:
         raise OptionsError(f"--threads: must be at least 1, not {threads}")
-    engine = labeler.Engine(folder, info, threads=threads or len(os.sched_getaffinity(0)), precision=precision)
+    engine = labeler.Engine(folder, info, threads=threads or count_usable_cpus(), precision=precision)
     return labeler.Predictor(engine, info)
 
 

@@ -14,7 +14,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
+from labeler.checkpoints import open_alone
 from labeler.errors import ModelError
 from labeler.model_folder import ModelInfo
 from labeler.options import Precision
@@ -45,6 +46,9 @@ _STAGES = {"prompts", "masks"}
 
 _NUM_MASKS = 4
 """Answers to a prompt: the single mask and the three."""
+
+MAX_SHAPES = 4
+"""Shapes of prompts whose graphs are kept, the latest; those of vit_b hold 220 MiB at two threads."""
 
 _Tensors = dict[str, Any]
 """Arrays or OpenVINO's tensors, by the name of their port."""
@@ -100,7 +104,8 @@ class Engine:
         threads: how many CPU threads a call may use.
         precision: what the CPU computes in; predicted IoU is made of the answers in f32 always.
         encoder_precision: the encoder's, where it is not the same; for measuring what each costs.
-        cache_folder: where compiled graphs are kept between processes; None compiles anew each time.
+        cache_folder: where compiled graphs are kept between processes, which may use it at the same time; None, or one that
+            can't be written, compiles anew each time.
 
     Raises:
         ModelError: a graph can't be read or compiled, or this CPU lacks the precision.
@@ -235,17 +240,40 @@ class Engine:
     def _find_graph(self, name: str, *, num_prompts: int = 0, num_points: int = 0, streams: int = 1) -> _Requests:
         """A graph compiled for so many prompts of so many points (0: it has no such sides)."""
         key = (name, num_prompts, num_points, streams)
-        if key not in self._graphs:
-            sides = {"points": [num_prompts, num_points, 2], "labels": [num_prompts, num_points]}
-            sides["iou_token"] = [num_prompts, self._info.embedding_shape[1]]
-            requests: _Requests = SimpleQueue()
-            with ThreadPoolExecutor(streams) as pool:
-                for compiled in pool.map(partial(self._compile, name, sides), [self.threads // streams] * streams):
-                    requests.put(_Request(compiled))
-            self._graphs[key] = requests
-        return self._graphs[key]
+        requests = self._graphs.pop(key, None) or self._make_requests(name, num_prompts, num_points, streams)
+        self._graphs[key] = requests  # The last one used is the last one in order.
+        for old in [key for key in list(self._graphs) if key[0] == "prompts"][:-MAX_SHAPES]:
+            self._graphs.pop(old, None)
+        return requests
 
-    def _compile(self, name: str, sides: Mapping[str, list[int]], threads: int) -> ov.CompiledModel:
+    def _make_requests(self, name: str, num_prompts: int, num_points: int, streams: int) -> _Requests:
+        sides = {"points": [num_prompts, num_points, 2], "labels": [num_prompts, num_points]}
+        sides["iou_token"] = [num_prompts, self._info.embedding_shape[1]]
+        requests: _Requests = SimpleQueue()
+        with self._hold_cache() as cache_folder, ThreadPoolExecutor(streams) as pool:
+            compile_one = partial(self._compile, name, sides, cache_folder)
+            for compiled in pool.map(compile_one, [self.threads // streams] * streams):
+                requests.put(_Request(compiled))
+        return requests
+
+    @contextmanager
+    def _hold_cache(self) -> Iterator[Path | None]:
+        """The folder of compiled graphs, for one process at a time; None where there is none.
+
+        OpenVINO writes a graph in place, where others may have it mapped and compute from it: they would die of that.
+        """
+        folder = self._cache_folder
+        with ExitStack() as held:
+            try:
+                if folder is not None:
+                    folder.mkdir(parents=True, exist_ok=True)
+                    held.enter_context(open_alone(folder / "lock"))
+            except OSError as error:
+                logger.info("compiled graphs are not kept in %s: %s", folder, error)
+                folder = None
+            yield folder
+
+    def _compile(self, name: str, sides: Mapping[str, list[int]], cache_folder: Path | None, threads: int) -> ov.CompiledModel:
         path = self._folder / f"{name}.xml"
         settings = self._settings | {"INFERENCE_NUM_THREADS": threads}
         if name == "encoder":
@@ -254,10 +282,10 @@ class Engine:
             settings["INFERENCE_PRECISION_HINT"] = "f32"
         if name in _STAGES:
             settings["SNIPPETS_MODE"] = "DISABLE"
-        if self._cache_folder is not None:
+        if cache_folder is not None:
             # OpenVINO's cache forgets some of what a compiled graph depends on, as its threads: the folder's name says all.
             key = hashlib.sha256(repr((self._dependencies, settings)).encode()).hexdigest()
-            settings["CACHE_DIR"] = str(self._cache_folder / key[:16])
+            settings["CACHE_DIR"] = str(cache_folder / key[:16])
         try:
             model = self._core.read_model(path)
             open_sides = {p: ov.PartialShape(sides[p.any_name]) for p in model.inputs if p.partial_shape.is_dynamic}

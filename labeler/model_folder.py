@@ -9,15 +9,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, ValidationError
 
-from labeler.errors import ModelError
+from labeler.errors import ModelError, OptionsError
+from labeler.options import resolve_mask_options
 
 FORMAT_VERSION: Literal[1] = 1
 MODEL_JSON = "model.json"
 
 Weights = Literal["f16", "f32"]
 _Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+_FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]  # Never a path: a folder may come from a store.
 
 
 class Quantization(BaseModel):
@@ -48,7 +50,7 @@ class ModelInfo(BaseModel):
     """S, the side of the encoder's square input in pixels."""
     embedding_shape: tuple[Literal[1], PositiveInt, PositiveInt, PositiveInt]
     """1, C, h, w of the encoder's output; low-resolution logits are 4h x 4w."""
-    mask_threshold: float
+    mask_threshold: FiniteFloat
     """A pixel whose logit is strictly greater belongs to the mask."""
     defaults: Mapping[str, Any]
     """Mask options that this model wants other than SAM's, by name."""
@@ -60,7 +62,7 @@ class ModelInfo(BaseModel):
     """None, and not in the file, where the encoder computes in floats as the predictor does."""
     checkpoint_sha256: _Sha256
     """Of the file the folder was converted from."""
-    files: Mapping[str, _Sha256]
+    files: Mapping[_FileName, _Sha256]
     """Every file the model needs, by its name in the folder."""
     tools: Mapping[str, str]
     """The libraries that made it, and their versions."""
@@ -85,10 +87,14 @@ def parse_model_info(text: str | bytes, *, source: str) -> ModelInfo:
     if version != FORMAT_VERSION:
         raise ModelError(f"{source} has format_version {version}, but this version reads {FORMAT_VERSION}: convert it again")
     try:
-        return ModelInfo.model_validate(record)
+        info = ModelInfo.model_validate(record)
+        resolve_mask_options(model_defaults=info.defaults)
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
         raise ModelError(f"{source} does not describe a model: {faults}") from error
+    except OptionsError as error:
+        raise ModelError(f"{source} has defaults that are none, {error}: was it made by a newer version?") from error
+    return info
 
 
 def read_model_info(folder: Path) -> ModelInfo:

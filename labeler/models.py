@@ -65,7 +65,7 @@ def find_model(name: str, *, cache: Path | None = None, weights: Weights = "f16"
     if not folder.is_dir():
         names = ", ".join([TINY, *CHECKPOINTS])
         raise ModelError(f"--model {name}: neither one of {names}, nor a folder, nor a URI")
-    read_model_info(folder)
+    check_model(folder)
     return folder
 
 

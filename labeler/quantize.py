@@ -18,7 +18,7 @@ from typing import Any
 import openvino as ov
 
 from labeler.errors import ImageError, ModelError, OptionsError
-from labeler.images import decode_image
+from labeler.images import IMAGE_EXTENSIONS, decode_image
 from labeler.model_folder import Quantization
 from labeler.predictor import fill_input
 from labeler.types import Float32
@@ -73,13 +73,12 @@ def find_calibration(folder: Path) -> Calibration:
 
 
 def _choose(files: list[Path]) -> list[Path]:
-    """Images spread evenly over the files; where a file is none, the next one that is."""
-    chosen: list[Path] = []
-    num_spans = min(MAX_IMAGES, len(files))
-    for number in range(num_spans):
-        span = files[number * len(files) // num_spans : (number + 1) * len(files) // num_spans]
-        chosen += itertools.islice(filter(_holds_image, span), 1)
-    return chosen
+    """Images spread evenly over the files that are some by name, or else over all; where one is none, the next that is."""
+    named = [path for path in files if path.suffix.lower() in IMAGE_EXTENSIONS] or files
+    # As far apart as can be: the first of each span, then the second, until there are enough.
+    length = -(-len(named) // MAX_IMAGES)
+    spread = [path for offset in range(length) for path in named[offset::length]]
+    return sorted(itertools.islice(filter(_holds_image, spread), MAX_IMAGES))
 
 
 def _holds_image(path: Path) -> bool:

@@ -5,9 +5,9 @@ where masks come from.
 """
 
 import numpy as np
-from numba import njit
 
-from labeler.tracing import append_run, edges_to_runs, measure_edges
+from labeler.compiled import compiled
+from labeler.tracing import measure_edges, stretches_to_runs
 from labeler.types import Bool, Box, Int64, Size, UInt32
 
 
@@ -18,9 +18,12 @@ def remove_small_regions(runs: UInt32, *, image_hw: Size, min_area: int) -> tupl
     After ``remove_small_regions`` in segment_anything/utils/amg.py.
     """
     height = image_hw[0]
-    filled, holes_changed = _flip_small(runs, height, min_area, False)
-    kept, islands_changed = _flip_small(filled, height, min_area, True)
-    return kept, bool(holes_changed or islands_changed)
+    has_changed = False
+    for value in (False, True):
+        starts, inside, is_changed = _flip_small(runs, height, min_area, value)
+        if is_changed:
+            runs, has_changed = stretches_to_runs(starts, inside), True
+    return runs, has_changed
 
 
 def measure_runs(runs: UInt32, *, image_hw: Size) -> tuple[Box, int]:
@@ -30,9 +33,13 @@ def measure_runs(runs: UInt32, *, image_hw: Size) -> tuple[Box, int]:
     return (int(facts[1]), int(facts[2]), int(facts[3]), int(facts[4])), int(facts[0])
 
 
-@njit(cache=True, nogil=True)
-def _flip_small(runs: UInt32, height: int, min_area: int, value: bool) -> tuple[UInt32, bool]:
-    """Turn the 8-connected regions of one value (mask or background) that are smaller than ``min_area``."""
+@compiled
+def _flip_small(runs: UInt32, height: int, min_area: int, value: bool) -> tuple[Int64, Bool, bool]:
+    """Turn the 8-connected regions of one value (mask or background) that are smaller than ``min_area``.
+
+    Returns:
+        The stretches of ``_split_at_columns``, which of them are mask now, and whether that has changed.
+    """
     starts, values = _split_at_columns(runs, height)
     roots, areas = _find_regions(starts, values, height, value)
     changed, largest, largest_place = False, -1, 0
@@ -45,23 +52,16 @@ def _flip_small(runs: UInt32, height: int, min_area: int, value: bool) -> tuple[
         place = (starts[i] % height // 2) * (1 << 32) + starts[i] // height // 2
         if largest < 0 or areas[root] > areas[largest] or (areas[root] == areas[largest] and place < largest_place):
             largest, largest_place = root, place
-    if not changed:
-        return runs, False
-    edges = np.empty(2 * len(values), np.int64)
-    num_edges = 0
     for i in range(len(values)):
-        inside = values[i]
-        if inside == value:
-            small = areas[roots[i]] < min_area
-            if value and roots[i] == largest and areas[largest] < min_area:
-                small = False
-            inside = inside != small
-        if inside:
-            num_edges = append_run(edges, num_edges, starts[i], starts[i + 1])
-    return edges_to_runs(edges[:num_edges], starts[-1]), True
+        if values[i] != value:
+            continue
+        is_last_island = value and roots[i] == largest
+        if areas[roots[i]] < min_area and not is_last_island:
+            values[i] = not value
+    return starts, values, changed
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _split_at_columns(runs: UInt32, height: int) -> tuple[Int64, Bool]:
     """Runs -> stretches of equal pixels that each lie in one column: positions (S + 1,) and values (S,)."""
     total = 0
@@ -80,7 +80,7 @@ def _split_at_columns(runs: UInt32, height: int) -> tuple[Int64, Bool]:
     return starts[: count + 1], values[:count]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _find_regions(starts: Int64, values: Bool, height: int, value: bool) -> tuple[Int64, Int64]:
     """Union-find over stretches of one value: the root of each, and the area at each root."""
     count = len(values)
@@ -108,7 +108,7 @@ def _find_regions(starts: Int64, values: Bool, height: int, value: bool) -> tupl
     return roots, areas
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _find_root(roots: Int64, i: int) -> int:
     while roots[i] != i:
         roots[i] = roots[roots[i]]
@@ -116,7 +116,7 @@ def _find_root(roots: Int64, i: int) -> int:
     return i
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _unite(roots: Int64, i: int, j: int) -> None:
     a, b = _find_root(roots, i), _find_root(roots, j)
     if a != b:

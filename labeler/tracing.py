@@ -8,9 +8,9 @@ take longer than the pixels.
 """
 
 import numpy as np
-from numba import njit
 
-from labeler.types import Float32, Int32, Int64, UInt8, UInt32
+from labeler.compiled import compiled, inlined
+from labeler.types import Bool, Float32, Int32, Int64, UInt8, UInt32
 
 TAPS = 3
 """Logits along an axis that one pixel draws on."""
@@ -31,7 +31,7 @@ _ROUNDING_ULP = 8.0
 _UNCLEAR = np.uint8(4)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def trace_mask(
     logits: Float32,
     columns: tuple[Float32, Int32],
@@ -102,7 +102,7 @@ def trace_mask(
     return edges[:num_edges].copy(), num_high, num_low
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _judge_cells(
     logits: Float32, thresholds: tuple[np.float32, np.float32, np.float32], margin: np.float32, extremes: Float32, codes: UInt8
 ) -> bool:
@@ -133,7 +133,7 @@ def _judge_cells(
     return bool(any_code != 0)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _judge_blocks(cells: UInt8, row_first: Int32, blocks: UInt8) -> None:
     """A block has the code of its cells where they agree."""
     last_row = len(row_first) - 1
@@ -146,7 +146,7 @@ def _judge_blocks(cells: UInt8, row_first: Int32, blocks: UInt8) -> None:
         blocks[block] = code
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _find_segments(blocks: UInt8, height: int, segments: Int64) -> tuple[int, int, int]:
     """What is to be done in the columns of one column of cells.
 
@@ -174,7 +174,7 @@ def _find_segments(blocks: UInt8, height: int, segments: Int64) -> tuple[int, in
     return count, high_rows, low_rows
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _enlarge(column: Float32, j: int, weights: Float32, row_first: Int32, blocks: UInt8, tall: Float32, made: Int64) -> None:
     """Column j of the logits at the crop's resolution, in the blocks that need it and don't have it yet."""
     w0, w1, w2 = weights[0], weights[1], weights[2]
@@ -187,7 +187,7 @@ def _enlarge(column: Float32, j: int, weights: Float32, row_first: Int32, blocks
             tall[y] = w0[y] * column[k] + w1[y] * column[k + _ONE] + w2[y] * column[k + _TWO]
 
 
-@njit(cache=True, nogil=True, inline="always")
+@inlined
 def _compare(
     first: Float32,
     second: Float32,
@@ -212,7 +212,7 @@ def _compare(
     return found
 
 
-@njit(cache=True, nogil=True, inline="always")
+@inlined
 def _append_turns(edges: Int64, num_edges: int, turns: np.uint64, base: int) -> int:
     """Append an edge for every pixel of a block that begins at ``base`` whose bit says that it differs from the one before."""
     left = turns & _BLOCK_BITS
@@ -224,7 +224,7 @@ def _append_turns(edges: Int64, num_edges: int, turns: np.uint64, base: int) -> 
     return num_edges
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _lengthen(edges: Int64, num_edges: int, more: int) -> Int64:
     """The same edges with room for so many more."""
     longer = np.empty(2 * len(edges) + more, np.int64)
@@ -232,7 +232,7 @@ def _lengthen(edges: Int64, num_edges: int, more: int) -> Int64:
     return longer
 
 
-@njit(cache=True, nogil=True, inline="always")
+@inlined
 def append_run(edges: Int64, num_edges: int, start: int, end: int) -> int:
     """Append a run of mask pixels, or lengthen the last one where it touches; the number of edges. There must be room."""
     if num_edges and edges[num_edges - 1] == start:
@@ -242,7 +242,7 @@ def append_run(edges: Int64, num_edges: int, start: int, end: int) -> int:
     return num_edges + 2
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def measure_edges(edges: Int64, height: int) -> Int64:
     """[area, x0, y0, x1, y1] of runs given as [start, end, ...] positions; corners inclusive, zeros where there are none."""
     facts = np.zeros(5, np.int64)
@@ -260,7 +260,7 @@ def measure_edges(edges: Int64, height: int) -> Int64:
     return facts
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def edges_to_runs(edges: Int64, num_pixels: int) -> UInt32:
     """[start, end, ...] positions of the mask's runs -> run lengths, background first."""
     count = len(edges)
@@ -273,3 +273,14 @@ def edges_to_runs(edges: Int64, num_pixels: int) -> UInt32:
     if last < num_pixels:
         runs[count] = num_pixels - last
     return runs
+
+
+@compiled
+def stretches_to_runs(starts: Int64, inside: Bool) -> UInt32:
+    """Stretches of equal pixels, from each start (S + 1,) to the next, and which are mask (S,) -> run lengths."""
+    edges = np.empty(2 * len(inside), np.int64)
+    num_edges = 0
+    for i in range(len(inside)):
+        if inside[i]:
+            num_edges = append_run(edges, num_edges, starts[i], starts[i + 1])
+    return edges_to_runs(edges[:num_edges], starts[-1])

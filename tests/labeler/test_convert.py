@@ -452,6 +452,7 @@ def test_weights_that_f16_can_not_hold_are_refused() -> None:
     [
         ({"patch": 16, "depth": 2}, "patch: unknown key; depth: unknown key"),
         ({"image_size": 250}, "image_size 250 must be a multiple of patch_size"),
+        ({"patch_size": 2}, "patch_size 2 is less than 4"),
         ({"encoder_global_attn_indexes": [6]}, r"encoder_global_attn_indexes \[6\] name no block"),
         ({"encoder": "resnet"}, "encoder 'resnet' is not one of vit, pyramid"),
         ({"encoder": "pyramid"}, "encoder pyramid does not know encoder_depth"),

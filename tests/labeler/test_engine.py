@@ -1,13 +1,16 @@
 """What OpenVINO is told on purpose, and how its faults reach a person."""
 
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import openvino as ov
 import pytest
 
-from labeler.engine import Engine
+from labeler.engine import MAX_SHAPES, Engine
 from labeler.errors import ModelError
 from labeler.model_folder import ModelInfo, read_model_info
 
@@ -94,6 +97,44 @@ def test_compiled_graphs_are_kept_apart_by_their_threads(prototype_folder: Path,
     assert len(kept[0]) == 1
     assert len(kept[1]) == 2
     assert kept[2] == kept[1]
+
+
+def test_processes_that_compile_the_same_graphs_wait_for_each_other(prototype_folder: Path, tmp_path: Path) -> None:
+    """OpenVINO writes in place what the others have mapped and compute from: they died of it, or read half a graph."""
+    script = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from labeler.engine import Engine
+from labeler.model_folder import read_model_info
+folder, cache, start = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
+info = read_model_info(folder)
+engine = Engine(folder, info, threads=2, cache_folder=cache)
+time.sleep(max(0.0, start - time.time()))
+features = np.zeros(info.embedding_shape, np.float32)
+for num_points in range(1, 7):
+    for num_prompts in (1, 3):
+        points, labels = np.ones((num_prompts, num_points, 2), np.float32), np.ones((num_prompts, num_points), np.int32)
+        for _ in range(2):
+            engine.predict(features, points=points, labels=labels)
+"""
+    arguments = [sys.executable, "-c", script, str(prototype_folder), str(tmp_path), str(time.time() + 5)]
+    processes = [subprocess.Popen(arguments, stderr=subprocess.PIPE) for _ in range(3)]
+    for process in processes:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors.decode()[-2000:]
+
+
+def test_graphs_of_old_shapes_are_given_back(prototype_folder: Path) -> None:
+    """Each number of points has graphs of its own: a list of prompts of all kinds must not fill the memory."""
+    info = read_model_info(prototype_folder)
+    engine = Engine(prototype_folder, info, threads=1)
+    features, answers = np.zeros(info.embedding_shape, np.float32), []
+    for num_points in [*range(1, MAX_SHAPES + 4), 1]:
+        prompts = {"points": np.ones((1, num_points, 2), np.float32), "labels": np.ones((1, num_points), np.int32)}
+        answers.append(engine.predict(features, **prompts))
+        assert sum(name == "prompts" for name, *_ in engine._graphs) <= MAX_SHAPES
+    np.testing.assert_array_equal(answers[0].logits, answers[-1].logits)
 
 
 @pytest.mark.parametrize("under_masks", [False, True])

@@ -67,6 +67,10 @@ def test_a_model_folder_is_read_and_checked(tmp_path: Path) -> None:
         ({"format_version": 2}, "has format_version 2, but this version reads 1"),
         ({"image_size": 0}, "does not describe a model: image_size"),
         ({"files": {"encoder.xml": "abc"}}, "files.encoder.xml"),
+        ({"files": {"../encoder.xml": "a" * 64}}, "files"),
+        ({"files": {"/encoder.xml": "a" * 64}}, "files"),
+        ({"mask_threshold": float("nan")}, "mask_threshold"),
+        ({"defaults": {"pred_iou_threshold": 0.5}}, r"model\.json has defaults that are none, --pred-iou-threshold"),
         ({"surprise": 1}, "surprise"),
     ],
 )

@@ -171,6 +171,19 @@ def test_calibration_is_spread_over_a_large_folder(tmp_path: Path) -> None:
     assert quantize.find_calibration(tmp_path).sha256 != calibration.sha256
 
 
+def test_other_files_beside_the_photos_cost_none_of_them(tmp_path: Path) -> None:
+    """A data set's annotations outnumber its images; files that say nothing by their names are looked into."""
+    photo = (SHIPPED / "cell.png").read_bytes()
+    for number in range(200):
+        (tmp_path / f"annotation-{number}.xml").write_text("<a/>")
+    for number in range(18):
+        (tmp_path / f"image-{number:02d}.png").write_bytes(photo if number % 5 else b"broken")
+    assert len(quantize.find_calibration(tmp_path).paths) == 14
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "photo").write_bytes(photo)
+    assert len(quantize.find_calibration(tmp_path / "bare").paths) == 1
+
+
 def test_a_graph_nncf_can_not_read_is_a_model_error(tmp_path: Path, photos: Path) -> None:
     """It names the file, not a library's class."""
     (tmp_path / "encoder.xml").write_text("<net>")

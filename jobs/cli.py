@@ -174,7 +174,7 @@ def status(output: str, /, *, failures: Path | None = None, storage_options: tup
         failures: A CSV file to write: every image that failed so far, and why.
         storage_options: KEY=VALUE for fsspec, as `label` takes them.
     """
-    use_store_options(parse_store_options(storage_options, places={"output": output}))
+    use_store_options(parse_store_options(storage_options, places={"input": None, "output": output, "model": None}))
     use_retries(JobOptions().storage_retries)
     record = _read_run(output)
     shards = sorted(tables.list_committed_shards(output))
@@ -207,7 +207,7 @@ def verify(output: str, /, *, repair: bool = False, storage_options: tuple[str, 
     """
     from jobs.verify import find_faults, remove_parts
 
-    use_store_options(parse_store_options(storage_options, places={"output": output}))
+    use_store_options(parse_store_options(storage_options, places={"input": None, "output": output, "model": None}))
     use_retries(JobOptions().storage_retries)
     record = _read_run(output)
     num_faults = 0

@@ -19,11 +19,16 @@ _SPECIAL = re.compile(rf"[*?\[]|{_BRACES.pattern}")
 _WILDCARD = re.compile(r"[*?\[]")
 
 
+def may_be_pattern(root: str) -> bool:
+    """Whether a URI is a pattern as far as its name tells: it shows that only in what ``%`` stands for."""
+    return _SPECIAL.search(_split_scheme(root)[1]) is not None and "::" not in root and find_scheme(root) not in HTTP
+
+
 def is_pattern(root: str) -> bool:
-    """Whether a URI is a pattern; asks whether there is something called so. URIs show it only in what ``%`` stands for."""
-    scheme, text = _split_scheme(root)
-    if _SPECIAL.search(text) is None or "::" in root or find_scheme(root) in HTTP:
+    """Whether a URI is a pattern, and nothing is called so."""
+    if not may_be_pattern(root):
         return False
+    scheme, text = _split_scheme(root)
     try:
         return bool(scheme and _SPECIAL.search(text.partition("/")[0])) or not storage.exists(root)  # No bucket is called so.
     except PermissionError:  # A store that may not be listed says so of every key that is not there.

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from jobs.options import Selection
 from jobs.parts import PlanPart, write_plan
+from jobs.patterns import may_be_pattern
 from jobs.prompts import MatchedPrompts, PromptsPlan, PromptsSpec, compare_prompts, identify
 from jobs.refs import ImageRef, Listing, batch_to_refs
 from jobs.sources import find_root, may_be_list
@@ -264,9 +265,12 @@ def find_images_root(output: str, record: RunRecord) -> str:
     Of a list that is the folder which its images share. They are in order: what the first and the last share, all do.
     Images of a list that are no files of this machine have no such folder: the list itself stands for them.
     """
+    root = record.selection.images_root or record.input
+    if not may_be_pattern(record.input) and (root != record.input or not may_be_list(root)):
+        return root
     first = read_shard(output, record, 0)[0].ref
-    if record.input in first.uri:  # A folder, an archive or a Parquet file of images, even if called like a pattern.
-        return record.selection.images_root or record.input
+    if record.input in first.uri:  # A folder, an archive or a Parquet file of images, even if called like a pattern or a list.
+        return root
     root = find_root(record.input, selection=record.selection)
     if root != record.input or not may_be_list(root):
         return root

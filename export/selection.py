@@ -19,7 +19,7 @@ from export.options import Frame, SelectionOptions
 from labeler import rle, storage
 from labeler.errors import OptionsError
 from labeler.runs import Row, Run, iterate_images
-from labeler.stores import find_scheme
+from labeler.stores import means_itself
 from labeler.types import Size
 
 Split = Literal["train", "val"]
@@ -178,8 +178,7 @@ def name_image(row: Row, *, options: SelectionOptions) -> str:
         raise OptionsError(f"--relative-to: {uri} does not lie below {root}")
     below = uri.removeprefix(root)
     # Addresses of the web and chained ones stand for themselves; all others are percent-encoded, keys of buckets, too.
-    is_literal = "::" in uri or find_scheme(uri) in ("http", "https")
-    return below if is_literal else storage.decode_name(below)
+    return below if means_itself(uri) else storage.decode_name(below)
 
 
 def choose_split(file_name: str, *, options: SelectionOptions) -> Split:

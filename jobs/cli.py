@@ -174,9 +174,7 @@ def status(output: str, /, *, failures: Path | None = None, storage_options: tup
         failures: A CSV file to write: every image that failed so far, and why.
         storage_options: KEY=VALUE for fsspec, as `label` takes them.
     """
-    use_store_options(parse_store_options(storage_options, places={"input": None, "output": output, "model": None}))
-    use_retries(JobOptions().storage_retries)
-    record = _read_run(output)
+    record = _open_run(output, storage_options)
     shards = sorted(tables.list_committed_shards(output))
     progress = read_report(output, "progress.json")
     shards, tally = read_standing(output, shards, progress=progress)
@@ -207,9 +205,7 @@ def verify(output: str, /, *, repair: bool = False, storage_options: tuple[str, 
     """
     from jobs.verify import find_faults, remove_parts
 
-    use_store_options(parse_store_options(storage_options, places={"input": None, "output": output, "model": None}))
-    use_retries(JobOptions().storage_retries)
-    record = _read_run(output)
+    record = _open_run(output, storage_options)
     num_faults = 0
     parts: set[str] = set()
     with LeaseHolder(output, say=_say) as lease:
@@ -284,6 +280,13 @@ def _find_model(name: str, *, record: RunRecord | None, output: str) -> Path:
     if record and official and official.sha256 == record.model.checkpoint_sha256 and record.model.name == name:
         return find_model(storage.join(output, "model"))
     return find_model(name)
+
+
+def _open_run(output: str, storage_options: Sequence[str]) -> RunRecord:
+    """The run, with the store options that ``label`` was given: those of other places are of no use here."""
+    use_store_options(parse_store_options(storage_options, places={"input": None, "output": output, "model": None}))
+    use_retries(JobOptions().storage_retries)
+    return _read_run(output)
 
 
 def _read_run(output: str) -> RunRecord:

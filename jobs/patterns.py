@@ -8,11 +8,10 @@ is one.
 import itertools
 import re
 from collections.abc import Callable, Iterator
-from urllib.parse import unquote
 
 from labeler import storage
 from labeler.errors import OptionsError
-from labeler.stores import HTTP, find_scheme
+from labeler.stores import means_itself, unquote_key
 
 _BRACES = re.compile(r"\{(-?\d+\.\.-?\d+|[^{}]*,[^{}]*)\}")
 _SPECIAL = re.compile(rf"[*?\[]|{_BRACES.pattern}")
@@ -21,7 +20,7 @@ _WILDCARD = re.compile(r"[*?\[]")
 
 def may_be_pattern(root: str) -> bool:
     """Whether a URI is a pattern as far as its name tells: it shows that only in what ``%`` stands for."""
-    return _SPECIAL.search(_split_scheme(root)[1]) is not None and "::" not in root and find_scheme(root) not in HTTP
+    return _SPECIAL.search(_split_scheme(root)[1]) is not None and not means_itself(root)
 
 
 def is_pattern(root: str) -> bool:
@@ -74,7 +73,7 @@ def _split_scheme(root: str) -> tuple[str, str]:
     if path is not None:
         return "", str(path)
     scheme, mark, rest = root.partition("://")
-    return scheme + mark, unquote(rest, errors="surrogateescape")
+    return scheme + mark, unquote_key(rest)
 
 
 def _expand(inside: str) -> list[str]:

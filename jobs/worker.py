@@ -6,7 +6,6 @@ so that whoever watches can name the image that was in work when a worker died.
 
 import importlib
 import itertools
-import logging
 import platform
 import resource
 import sys
@@ -30,8 +29,6 @@ from labeler.options import MaskOptions
 from labeler.predictor import Predictor
 from labeler.retries import use_retries
 from labeler.stores import StoreOptions, use_store_options
-
-logger = logging.getLogger(__name__)
 
 MAX_INTERNAL_IN_A_ROW = 20
 MAX_FORBIDDEN_IN_A_ROW = 10

@@ -91,7 +91,7 @@ def open_store(uri: str) -> tuple[Any, str]:
         store, key = fsspec.core.url_to_fs(uri, **{**defaults, **_find_options(uri)})
     except (ImportError, ValueError, TypeError) as error:
         raise OptionsError(f"{uri} can't be opened: {hide_secrets(str(error))}") from error
-    return store, str(key) if _MEANS_ITSELF.search(uri) else unquote(key, errors="surrogateescape")
+    return store, str(key) if means_itself(uri) else unquote_key(key)
 
 
 def check_url(url: str) -> None:
@@ -117,12 +117,22 @@ def quote_key(key: str) -> str:
     return _ESCAPED.sub(lambda match: f"%{ord(match[0]):02X}", key)
 
 
+def unquote_key(text: str) -> str:
+    """The key that a piece of a URL stands for."""
+    return unquote(text, errors="surrogateescape")
+
+
+def means_itself(url: str) -> bool:
+    """Whether nothing in a URL is taken as percent-encoded here: an address of the web, or a chained one."""
+    return _MEANS_ITSELF.search(url) is not None
+
+
 def normalize_url(url: str) -> str:
     """The same place by its one name: only what must be is percent-encoded, and no slash ends it."""
-    if _MEANS_ITSELF.search(url):
+    if means_itself(url):
         return url
     scheme, _, rest = url.partition("://")
-    return f"{scheme}://{quote_key(unquote(rest, errors='surrogateescape')).rstrip('/')}"
+    return f"{scheme}://{quote_key(unquote_key(rest)).rstrip('/')}"
 
 
 def find_bucket(url: str) -> str:

@@ -35,26 +35,36 @@ class Verdict:
     """The single mask against the region asked for."""
 
 
+INSIDE_IT, UNSURE = 2, 1
+"""What a target holds, of uint8. Where a region has half of a mask's pixel either is right; 0 is outside."""
+
+
 def target_masks(levels: Tensor, ids: Tensor) -> Tensor:
-    """Masks (B, P, 3, S/2, S/2) bool of the regions ``ids`` (B, P, 3) in ``levels`` (B, 3, S, S); none where the id is 0."""
+    """Targets (B, P, 3, S/2, S/2) of the regions ``ids`` (B, P, 3) in ``levels`` (B, 3, S, S); outside where the id is 0.
+
+    Of a region that is hardly more than such halves (a line) they are inside.
+    """
     wanted = torch.where(ids == 0, -1, ids).to(levels.dtype)[..., None, None]
     votes = torch.zeros((), dtype=torch.uint8, device=levels.device)
     for down in (0, 1):
         for right in (0, 1):
             corner = levels[:, :, down::2, right::2].contiguous()[:, None]
             votes = votes + (corner == wanted).to(torch.uint8)
-    return votes >= 2
+    has_half = votes == 2
+    num_halves = has_half.flatten(-2).sum(-1)
+    is_thin = num_halves > (votes > 2).flatten(-2).sum(-1)
+    return torch.where(has_half & ~is_thin[..., None, None], UNSURE, torch.where(votes >= 2, INSIDE_IT, 0)).to(torch.uint8)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Cells to compare masks in, M pixels in all: index (B, P, n), and for its pixels in ``order_by_cells``' order targets
-    (B, P, 3, M) bool and weights (B, P, M), one over the chance of being here. areas (B, P, 3) count all of a target's pixels,
-    num_pixels all of a mask's.
+    """Cells to compare masks in, M pixels in all: index (B, P, n), and for its pixels in ``order_by_cells``' order, a column
+    a target, weights (B, P, M, 3): one over the chance of being here, 0 where it is unsure; and inside (B, P, M, 3): the same
+    where it is inside, else 0. areas (B, P, 3) count all pixels inside, num_pixels all of a mask's.
     """
 
     index: Tensor
-    targets: Tensor
+    inside: Tensor
     weights: Tensor
     areas: Tensor
     num_pixels: int
@@ -72,7 +82,7 @@ def order_by_cells(masks: Tensor) -> Tensor:
 def draw_sample(targets: Tensor, known: Tensor, *, num_cells: int) -> Sample:
     """Cells of each prompt's own, of masks with targets (B, P, 3, 4h, 4w) of which ``known`` (B, P, 3) exist."""
     cells = order_by_cells(targets)  # (B, P, 3, hw, 16)
-    share = cells.float().mean(-1)
+    share = cells.float().mean(-1) / INSIDE_IT
     of_known = known[..., None]
     border = ((share > 0) & (share < 1) & of_known).any(2)
     inside = ((share == 1) & of_known).any(2)
@@ -84,11 +94,13 @@ def draw_sample(targets: Tensor, known: Tensor, *, num_cells: int) -> Sample:
     index = torch.searchsorted(ends, steps)
     weights = 1.0 / chance.gather(-1, index)
     pixels = index[:, :, None, :, None].expand(-1, -1, 3, -1, CELL * CELL)
+    asked = cells.gather(3, pixels).flatten(-2).transpose(-1, -2)  # (B, P, M, 3)
+    weights = weights.repeat_interleave(CELL * CELL, dim=-1)[..., None]
     return Sample(
         index=index,
-        targets=cells.gather(3, pixels).flatten(-2),
-        weights=weights.repeat_interleave(CELL * CELL, dim=-1),
-        areas=targets.flatten(-2).sum(-1).float(),
+        inside=weights * (asked == INSIDE_IT),
+        weights=weights * (asked != UNSURE),
+        areas=(targets == INSIDE_IT).flatten(-2).sum(-1).float(),
         num_pixels=targets.shape[-1] * targets.shape[-2],
     )
 
@@ -136,24 +148,20 @@ def judge(logits: Tensor, predicted_iou: Tensor, sample: Sample, *, known: Tenso
 
 def _focal_and_dice(x: Tensor, sample: Sample) -> Tensor:
     """Loss (B, P, 4, 3) of each mask (B, P, 4, M) against each target, by products instead of twelve passes."""
-    weights = sample.weights[:, :, None]
-    flipped = (sample.targets * weights).transpose(-1, -2)  # (B, P, M, 3)
     probability, cost = x.sigmoid(), functional.softplus(x)
     if_clear = probability.square() * cost
     if_set = (1.0 - probability).square() * (cost - x)  # softplus(-x) = softplus(x) - x
-    whole = weights.transpose(-1, -2)  # (B, P, M, 1)
-    focal = (if_clear @ whole + (if_set - if_clear) @ flipped) / sample.num_pixels
-    overlap = probability @ flipped
-    dice = 1.0 - (2.0 * overlap + 1.0) / (probability @ whole + sample.areas[:, :, None] + 1.0)
+    focal = (if_clear @ sample.weights + (if_set - if_clear) @ sample.inside) / sample.num_pixels
+    overlap = probability @ sample.inside
+    dice = 1.0 - (2.0 * overlap + 1.0) / (probability @ sample.weights + sample.areas[:, :, None] + 1.0)
     return FOCAL_WEIGHT * focal + dice
 
 
 def _iou(x: Tensor, sample: Sample) -> Tensor:
     """IoU (B, P, 4, 3), as far as the sample tells, of the masks that logits x (B, P, 4, M) give with the targets."""
     masks = (x > 0).float()
-    weights = sample.weights[:, :, None]
-    overlap = masks @ (sample.targets * weights).transpose(-1, -2)
-    union = masks @ weights.transpose(-1, -2) + sample.areas[:, :, None] - overlap
+    overlap = masks @ sample.inside
+    union = masks @ sample.weights + sample.areas[:, :, None] - overlap
     return (overlap / union.clamp(min=1.0)).clamp(max=1.0)
 
 

@@ -51,12 +51,16 @@ Ids = NDArray[np.uint16]
 
 @dataclass(frozen=True)
 class Photo:
-    """One photograph: pixels (H, W, 3) uint8; levels (3, H, W) of region ids, fine to coarse, 0 where none is trusted."""
+    """One photograph: pixels (H, W, 3) uint8; levels (3, H, W) of region ids, fine to coarse, 0 where none is trusted.
+
+    num_drawn: how many of its regions people drew.
+    """
 
     name: str
     sha256: str
     pixels: Pixels
     levels: Ids
+    num_drawn: int = 0
 
 
 def load_photos(folder: Path | None = None, *, cache: Path | None = None) -> list[Photo]:
@@ -72,9 +76,18 @@ def load_drawn_photos(folder: Path, *, cache: Path | None = None) -> list[Photo]
     photos = []
     for labeled in read_labeled_photos(folder):
         photo = _find_levels(labeled.name, _shrink(labeled.pixels), cache)
-        photos.append(replace(photo, levels=lay_over(photo.levels, [coco_masks.decode(region) for region in labeled.regions])))
+        levels = lay_over(photo.levels, [coco_masks.decode(region) for region in labeled.regions])
+        photos.append(replace(photo, levels=levels, num_drawn=len(labeled.regions)))
     logger.info("%d photos with regions that people drew", len(photos))
     return photos
+
+
+def weigh_photos(photos: Sequence[Photo]) -> NDArray[np.float64]:
+    """How often each is to be taken: those with people's regions, together as often as before, by how many these are."""
+    num_drawn = np.array([photo.num_drawn for photo in photos], dtype=np.float64)
+    weights = np.where(num_drawn > 0, num_drawn / max(1.0, num_drawn[num_drawn > 0].mean(initial=0.0)), 1.0)
+    chances: NDArray[np.float64] = weights / weights.sum()
+    return chances
 
 
 def _find_levels(name: str, pixels: Pixels, cache: Path | None) -> Photo:

@@ -44,18 +44,24 @@ class PhotoBank:
     objects: Sequence[Object] = ()
     photo_chance: float = PHOTO_CHANCE
     """How often a scene lies on a photograph whose own regions are asked for."""
+    whole_chance: float = 0.0
+    """How often such a photograph is as large as fits, instead of a piece of any size."""
+    chances: NDArray[np.float64] | None = None
+    """How often each photograph is taken; without them all alike."""
 
     @classmethod
-    def of(cls, photos: Sequence[Photo], objects: Sequence[Object] = (), *, photo_chance: float = PHOTO_CHANCE) -> "PhotoBank":
-        """A bank of these photographs, with the regions worth cutting out, and of these things."""
-        return cls(photos=photos, cutouts=list_cutouts(photos), objects=objects, photo_chance=photo_chance)
+    def of(cls, photos: Sequence[Photo], objects: Sequence[Object] = (), **chances: Any) -> "PhotoBank":
+        """A bank of these photographs, with the regions worth cutting out, and of these things. ``chances``: its fields."""
+        return cls(photos=photos, cutouts=list_cutouts(photos), objects=objects, **chances)
 
     def crop(self, rng: Rng, *, size_hw: tuple[int, int], smallest: float = 0.25) -> tuple[Fill, NDArray[np.uint16]]:
         """A random crop as picture (h, w, 3) float32 with its region levels (3, h, w); mirrored half of the time."""
-        photo = self.photos[int(rng.integers(len(self.photos)))]
+        index = rng.integers(len(self.photos)) if self.chances is None else rng.choice(len(self.photos), p=self.chances)
+        photo = self.photos[int(index)]
         height, width = photo.pixels.shape[:2]
         most = min(height / size_hw[0], width / size_hw[1])
-        scale = most * math.exp(rng.uniform(math.log(smallest), 0.0))
+        is_whole = self.whole_chance > 0.0 and rng.random() < self.whole_chance
+        scale = most if is_whole else most * math.exp(rng.uniform(math.log(smallest), 0.0))
         crop_h, crop_w = max(2, int(size_hw[0] * scale)), max(2, int(size_hw[1] * scale))
         top, left = int(rng.integers(0, height - crop_h + 1)), int(rng.integers(0, width - crop_w + 1))
         window = (slice(top, top + crop_h), slice(left, left + crop_w))

@@ -20,11 +20,11 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from training.losses import CELL, AimHint, BorderHint, Hint, Verdict, draw_sample, judge, target_masks
+from training.losses import CELL, INSIDE_IT, UNSURE, AimHint, BorderHint, Hint, Verdict, draw_sample, judge, target_masks
 from training.model import ARCHITECTURE, build_model, decode, embed_points, encode, set_input_size
 from training.muon import Muon, is_matrix
 from training.objects import load_objects
-from training.photos import load_drawn_photos, load_photos
+from training.photos import load_drawn_photos, load_photos, weigh_photos
 from training.prompts import ExampleStream
 from training.scenes import PHOTO_CHANCE, PhotoBank
 
@@ -85,6 +85,7 @@ class Run:
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "step": self.step,
             "trained_s": self.trained_s,
+            "means": self.means,
         }
         torch.save(state, folder / (CHECKPOINT + ".part"))
         (folder / (CHECKPOINT + ".part")).replace(folder / CHECKPOINT)
@@ -96,7 +97,7 @@ class Run:
         self.hint.load_state_dict(state["hint"])
         for optimizer, its_state in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(its_state)
-        self.step, self.trained_s = state["step"], state["trained_s"]
+        self.step, self.trained_s, self.means = state["step"], state["trained_s"], state["means"]
 
 
 def train(recipe: Recipe, *, architecture: dict[str, Any], bank: PhotoBank, folder: Path, start: Path | None = None) -> Sam:
@@ -254,13 +255,14 @@ def _refine(sam: Sam, recipe: Recipe, batch: dict[str, Tensor], *, features: Ten
         batch["pick"][:, some],
         targets[:, some],
     )
-    wanted = _take(targets, pick)  # (B, p, h, w)
+    target = _take(targets, pick)  # (B, p, h, w)
+    wanted, unsure = target == INSIDE_IT, target == UNSURE
     with torch.no_grad(), _autocast(recipe.device):
         masks = decode(sam, features, embed_points(sam, points_xy, labels))[0][:, :, 1:]
     overlap = ((masks > 0) & wanted[:, :, None]).flatten(-2).sum(-1)
     union = ((masks > 0) | wanted[:, :, None]).flatten(-2).sum(-1)
     earlier = _take(masks, (overlap / union.clamp(min=1)).argmax(dim=2)).float()
-    point_xy, label = draw_correction(earlier > 0, wanted)
+    point_xy, label = draw_correction((earlier > 0) & ~unsure, wanted)
     points_xy = torch.cat([points_xy[:, :, :1], point_xy[:, :, None], points_xy[:, :, 1:]], dim=2)
     labels = torch.cat([labels[:, :, :1], label[..., None], labels[:, :, 1:]], dim=2)
     known = torch.nn.functional.one_hot(pick, 3).bool()
@@ -323,6 +325,7 @@ def main() -> None:
     parser.add_argument(
         "--photo-chance", type=float, default=PHOTO_CHANCE, help="share of scenes on a photograph, its regions asked for"
     )
+    parser.add_argument("--whole-chance", type=float, default=0.5, help="share of these on as much of it as fits, not a piece")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--reuse", type=int, default=3, help="times a scene is used; 1 where many workers draw")
     parser.add_argument("--workers", type=int, default=1)
@@ -338,7 +341,13 @@ def main() -> None:
     flags["first_size"] = flags["first_size"] or int(architecture["image_size"]) // 2
     cache = folder / "regions"
     loaded = load_photos(photos, cache=cache) + (load_drawn_photos(regions, cache=cache) if regions else [])
-    bank = PhotoBank.of(loaded, load_objects(objects), photo_chance=flags.pop("photo_chance"))
+    bank = PhotoBank.of(
+        loaded,
+        load_objects(objects),
+        photo_chance=flags.pop("photo_chance"),
+        whole_chance=flags.pop("whole_chance"),
+        chances=weigh_photos(loaded),
+    )
     sam = train(Recipe(**flags), architecture=architecture, bank=bank, folder=folder, start=start)
     state = {name: value.half().cpu().contiguous() for name, value in sam.state_dict().items()}
     torch.save(state, folder / "state.pth")

@@ -6,30 +6,48 @@ import pytest
 import torch
 
 from labeler.encoders import EdgeAwareFilter
-from training.losses import AimHint, BorderHint, Hint, draw_sample, judge, order_by_cells, target_masks
+from training.losses import INSIDE_IT, UNSURE, AimHint, BorderHint, Hint, draw_sample, judge, order_by_cells, target_masks
 from training.model import ARCHITECTURE, build_model, decode, embed_points
 from training.train import draw_correction
 
 
-def test_targets_are_at_half_size_by_majority() -> None:
-    """Two of four pixels make a pixel; id 0 asks for nothing, not for the padding."""
-    levels = torch.zeros(1, 3, 4, 4, dtype=torch.int16)
-    levels[0, 1, :2, :3] = 5
-    masks = target_masks(levels, torch.tensor([[[0, 5, 0]]]))
-    assert masks.shape == (1, 1, 3, 2, 2)
-    assert masks[0, 0, 1].tolist() == [[True, True], [False, False]]
-    assert not masks[0, 0, 0].any()
+def test_targets_are_at_half_size_and_unsure_of_halves() -> None:
+    """Three of four pixels make one, two leave it open; of a line two make one. Id 0 asks for nothing, not for the padding."""
+    levels = torch.zeros(1, 3, 6, 6, dtype=torch.int16)
+    levels[0, 1, :4, :5] = 5
+    levels[0, 2, :, 3] = 7
+    targets = target_masks(levels, torch.tensor([[[0, 5, 7]]]))
+    assert targets.shape == (1, 1, 3, 3, 3)
+    assert targets[0, 0, 1].tolist() == [[INSIDE_IT, INSIDE_IT, UNSURE]] * 2 + [[0, 0, 0]]
+    assert targets[0, 0, 2].tolist() == [[0, INSIDE_IT, 0]] * 3
+    assert not targets[0, 0, 0].any()
+
+
+def test_what_is_unsure_costs_nothing_either_way() -> None:
+    targets = torch.zeros(1, 1, 3, 8, 8, dtype=torch.uint8)
+    targets[0, 0, 0, :4] = INSIDE_IT
+    targets[0, 0, 0, 4] = UNSURE
+    known, is_click = torch.tensor([[[True, False, False]]]), torch.tensor([[True]])
+    for value in (-20.0, 20.0):
+        logits = torch.full((1, 1, 4, 8, 8), -20.0)
+        logits[..., :4, :] = 20.0
+        logits[..., 4, :] = value
+        sample = draw_sample(targets, known, num_cells=4)
+        in_cells = order_by_cells(logits).gather(3, sample.index[:, :, None, :, None].expand(-1, -1, 4, -1, 16)).flatten(-2)
+        verdict = judge(in_cells, torch.ones(1, 1, 4), sample, known=known, pick=torch.tensor([[0]]), is_click=is_click)
+        assert float(verdict.masks) == pytest.approx(0.0, abs=1e-3)
+        assert float(verdict.best_iou) == 1.0
 
 
 def test_right_masks_cost_nothing_and_any_of_the_three_may_be_right() -> None:
     """A click with two meanings, each met by another mask."""
-    targets = torch.zeros(1, 1, 3, 8, 8, dtype=torch.bool)
-    targets[0, 0, 0, :4, :4] = True
-    targets[0, 0, 1, :4, :] = True
+    targets = torch.zeros(1, 1, 3, 8, 8, dtype=torch.uint8)
+    targets[0, 0, 0, :4, :4] = INSIDE_IT
+    targets[0, 0, 1, :4, :] = INSIDE_IT
     logits = torch.full((1, 1, 4, 8, 8), -20.0)
-    logits[0, 0, 0] = targets[0, 0, 0] * 40.0 - 20.0
-    logits[0, 0, 2] = targets[0, 0, 1] * 40.0 - 20.0
-    logits[0, 0, 3] = targets[0, 0, 0] * 40.0 - 20.0
+    logits[0, 0, 0] = (targets[0, 0, 0] == INSIDE_IT) * 40.0 - 20.0
+    logits[0, 0, 2] = (targets[0, 0, 1] == INSIDE_IT) * 40.0 - 20.0
+    logits[0, 0, 3] = (targets[0, 0, 0] == INSIDE_IT) * 40.0 - 20.0
     known, is_click = torch.tensor([[[True, True, False]]]), torch.tensor([[True]])
     sure = torch.tensor([[[1.0, 0.0, 0.5, 1.0]]])
     sample = draw_sample(targets, known, num_cells=4)  # all there are
@@ -43,18 +61,18 @@ def test_right_masks_cost_nothing_and_any_of_the_three_may_be_right() -> None:
 def test_a_sample_holds_every_border_and_speaks_for_the_rest() -> None:
     """A cell that a border runs through is always in it; weighed, the others stand for all that were left out."""
     torch.manual_seed(0)
-    targets = torch.zeros(1, 1, 3, 64, 64, dtype=torch.bool)
-    targets[0, 0, 0, 6:30, 6:30] = True
+    targets = torch.zeros(1, 1, 3, 64, 64, dtype=torch.uint8)
+    targets[0, 0, 0, 6:30, 6:30] = INSIDE_IT
     known = torch.tensor([[[True, False, False]]])
-    share = order_by_cells(targets[:, :, 0]).float().mean(-1)
+    share = order_by_cells(targets[:, :, 0] == INSIDE_IT).float().mean(-1)
     border = torch.nonzero((share > 0) & (share < 1))[:, 2]
     masks, inside = [], []
     for _ in range(300):
         sample = draw_sample(targets, known, num_cells=64)
         assert len(set(sample.index.flatten().tolist())) == 64
         assert set(border.tolist()) <= set(sample.index.flatten().tolist())
-        masks.append(float(sample.weights.sum()))
-        inside.append(float((sample.weights * sample.targets[:, :, 0]).sum()))
+        masks.append(float(sample.weights[..., 0].sum()))
+        inside.append(float(sample.inside[..., 0].sum()))
     assert sample.num_pixels == 64 * 64
     assert float(sample.areas[0, 0, 0]) == 24 * 24
     assert sum(masks) / 300 == pytest.approx(64 * 64, rel=0.02)

@@ -85,7 +85,8 @@ def load_drawn_photos(folder: Path, *, cache: Path | None = None) -> list[Photo]
 def weigh_photos(photos: Sequence[Photo]) -> NDArray[np.float64]:
     """How often each is to be taken: those with people's regions, together as often as before, by how many these are."""
     num_drawn = np.array([photo.num_drawn for photo in photos], dtype=np.float64)
-    weights = np.where(num_drawn > 0, num_drawn / max(1.0, num_drawn[num_drawn > 0].mean(initial=0.0)), 1.0)
+    usual = num_drawn.sum() / max(1, np.count_nonzero(num_drawn))
+    weights = np.where(num_drawn > 0, num_drawn / max(1.0, usual), 1.0)
     chances: NDArray[np.float64] = weights / weights.sum()
     return chances
 

@@ -1,6 +1,7 @@
 """Regions of photographs."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from PIL import Image
 from pycocotools import mask as coco_masks
 
 from training.coco import collect_regions
-from training.photos import Photo, lay_over, list_cutouts, load_drawn_photos
+from training.photos import Photo, lay_over, list_cutouts, load_drawn_photos, weigh_photos
 from training.scenes import PhotoBank
 
 
@@ -97,3 +98,21 @@ def test_stuff_of_panoptic_annotations_falls_into_pieces(tmp_path: Path) -> None
     (tmp_path / "panoptic_some.json").write_text(json.dumps(described))
     collected = collect_regions(images, [tmp_path / "panoptic_some.json"])
     assert sorted(int(coco_masks.area(row["segmentation"])) for row in collected["annotations"]) == [400, 600, 600]
+
+
+def test_photos_with_many_regions_are_taken_more_often(bank: PhotoBank) -> None:
+    """Those that people drew in stay as many as before against the others, and share that by their regions."""
+    photos = [replace(bank.photos[0], num_drawn=number) for number in (0, 0, 1, 3)]
+    assert weigh_photos(photos).tolist() == [0.25, 0.25, 0.125, 0.375]
+    assert weigh_photos(photos[:2]).tolist() == [0.5, 0.5]
+
+
+def test_a_whole_photograph_is_as_much_of_it_as_fits(bank: PhotoBank) -> None:
+    """With the chance of 1 each crop shows the photograph from edge to edge on one side."""
+    height, width = bank.photos[0].pixels.shape[:2]
+    place = np.arange(1, height * width + 1, dtype=np.uint16).reshape(height, width)
+    marked = replace(bank.photos[0], levels=np.stack([place] * 3))
+    whole = PhotoBank(photos=[marked], cutouts=(), whole_chance=1.0)
+    for seed in range(5):
+        _, levels = whole.crop(np.random.default_rng(seed), size_hw=(height, width))
+        assert sorted(np.unique(levels)) == sorted(np.unique(place))

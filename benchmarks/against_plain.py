@@ -82,8 +82,12 @@ def measure_throughput(commits: Sequence[Commit]) -> float:
     begin_s = max(own[0].at_s for own in by_process.values())
     end_s = min(own[-1].at_s for own in by_process.values())
     total = 0.0
-    for own in by_process.values():
+    for name, own in by_process.items():
         inside = [commit for commit in own if begin_s <= commit.at_s <= end_s]
+        if len(inside) < 2:
+            raise SystemExit(
+                f"process {name} committed fewer than two shards while all were at work: too few images to compare"
+            )
         # A process's own clock runs from commit to commit, so that no shard is cut in two.
         total += sum(commit.num_images for commit in inside[1:]) / (inside[-1].at_s - inside[0].at_s)
     return total

@@ -29,7 +29,7 @@ def main(target: Path) -> None:
     for package, names in PHOTOS.items():
         spec = find_spec(package)
         if spec is None or spec.origin is None:
-            sys.exit(f"{package} is not installed: pip install 'sam-labeler[demo]'")
+            sys.exit(f"{package} is not installed: pip install '.[demo]'")
         for name in names:
             shutil.copy2(Path(spec.origin).parent / name, target)  # With its time: made again, it is the same picture.
 

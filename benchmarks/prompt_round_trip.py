@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +38,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(given.output or temporary)
         where = ("--input", given.images, "--prompts", given.instances, "--output", folder / "labels", "--model", given.model)
+        truth = read_truth(Path(given.instances))
+        wanted = {annotation["id"]: truth.annToRLE(annotation) for annotation in truth.dataset["annotations"]}
         begin = time.perf_counter()
         run("jobs", "label", *where, *given.option)
         seconds = time.perf_counter() - begin
         run("jobs", "verify", folder / "labels")
         run("export", "coco", folder / "labels", folder / "coco.json")
-        truth, made = read_coco(Path(given.instances)), read_coco(folder / "coco.json")
-        print(
-            f"{len(made['annotations'])} masks of {len(truth['annotations'])} boxes in {seconds:.1f} s, start of Ray included"
-        )
-        compare(truth, made)
-        evaluate(Path(given.instances), made)
+        made = json.loads((folder / "coco.json").read_text())
+        print(f"{len(made['annotations'])} masks of {len(wanted)} boxes in {seconds:.1f} s, start of Ray included")
+        compare(truth, made, wanted=wanted)
+        evaluate(truth, made)
 
 
 def run(*words: Any) -> None:
@@ -55,33 +56,32 @@ def run(*words: Any) -> None:
     subprocess.run([sys.executable, "-m", *map(str, words)], check=True, cwd=Path(__file__).parent.parent)
 
 
-def read_coco(path: Path) -> dict[str, Any]:
-    """A COCO file's content."""
-    content: dict[str, Any] = json.loads(path.read_text())
-    return content
+def read_truth(path: Path) -> COCO:
+    """A COCO file, whose segmentations may be polygons or run lengths."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        return COCO(str(path))
 
 
-def compare(truth: dict[str, Any], made: dict[str, Any]) -> None:
+def compare(truth: COCO, made: dict[str, Any], *, wanted: Mapping[int, Any]) -> None:
     """IoU of each annotation with the one of the same id; one that has no mask counts as 0."""
     answers = {annotation["id"]: annotation for annotation in made["annotations"]}
     ious = []
-    for annotation in truth["annotations"]:
+    for annotation in truth.dataset["annotations"]:
         answer = answers.get(annotation["id"])
         if answer is None:
             ious.append(0.0)
             continue
         assert answer["image_id"] == annotation["image_id"], "the export keeps the images' ids"
         assert answer["category_id"] == annotation["category_id"], "the export keeps categories"
-        ious.append(float(coco_mask.iou([answer["segmentation"]], [annotation["segmentation"]], [0])[0, 0]))
+        ious.append(float(coco_mask.iou([answer["segmentation"]], [wanted[annotation["id"]]], [0])[0, 0]))
     low, middle, high = np.percentile(ious, [10, 50, 90])
     print(f"IoU with the human masks: mean {np.mean(ious):.3f}, median {middle:.3f}, 10% below {low:.3f}, 10% above {high:.3f}")
     print(f"{np.mean(np.array(ious) >= 0.5):.1%} of the masks have an IoU of 0.5 and more")
 
 
-def evaluate(instances: Path, made: dict[str, Any]) -> None:
+def evaluate(truth: COCO, made: dict[str, Any]) -> None:
     """COCOeval, with the predicted IoU as the score."""
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(str(instances))
         names = ("image_id", "category_id", "segmentation")
         results = [{**{n: a[n] for n in names}, "score": a["predicted_iou"]} for a in made["annotations"]]
         judge = COCOeval(truth, truth.loadRes(results), "segm")

@@ -37,7 +37,7 @@ from labeler.types import MaskSet
 from training.classical import segment_pooled
 from training.coco import LabeledPhoto, read_labeled_photos
 from training.model import decode, embed_points, encode
-from training.photos import load_photos
+from training.photos import MEASURING, load_photos
 from training.prompts import MEASURED, Example, make_example
 from training.scenes import PhotoBank, draw_scene
 
@@ -249,7 +249,7 @@ def main() -> None:
     else:
         sam = load_sam(flags.state, model_type=str(flags.architecture))
         if flags.what == "scenes":
-            bank = PhotoBank.of(load_photos(flags.photos, cache=flags.cache))
+            bank = PhotoBank.of(load_photos(flags.photos, cache=flags.cache, begins=MEASURING))
             figures = measure_scenes(sam, bank=bank, seeds=VALIDATION_SEEDS[: flags.scenes])
         else:
             figures = measure_clicks(sam, read_labeled_photos(flags.regions))

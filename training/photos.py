@@ -42,6 +42,8 @@ LEVEL_RUNS = (
     ((300.0, 0.8), ((200.0, 0.8), (450.0, 0.8), (300.0, 1.4))),
     ((1000.0, 0.8), ((650.0, 0.8), (1600.0, 0.8), (1000.0, 1.4))),
 )
+MEASURING = ("kodak_", "skimage_")
+"""How the names of the photographs begin that scenes to measure with are drawn of: what was decided before any training."""
 MIN_REGION_PX = 100
 SAME_REGION_IOU = 0.7
 
@@ -63,9 +65,16 @@ class Photo:
     num_drawn: int = 0
 
 
-def load_photos(folder: Path | None = None, *, cache: Path | None = None) -> list[Photo]:
-    """The photographs of a folder, or scikit-image's own without one. Regions are found once and kept in ``cache``."""
-    return [_find_levels(name, pixels, cache) for name, pixels in _read_all(folder)]
+def load_photos(folder: Path | None = None, *, cache: Path | None = None, begins: Sequence[str] = ("",)) -> list[Photo]:
+    """The photographs of a folder, or scikit-image's own without one. Regions are found once and kept in ``cache``.
+
+    Args:
+        begins: of a folder only those whose names begin so.
+
+    Raises:
+        FileNotFoundError: there is none of them.
+    """
+    return [_find_levels(name, pixels, cache) for name, pixels in _read_all(folder, begins=begins)]
 
 
 def load_drawn_photos(folder: Path, *, cache: Path | None = None) -> list[Photo]:
@@ -108,10 +117,13 @@ def lay_over(found: Ids, masks: Sequence[NDArray[np.uint8]]) -> Ids:
     return np.stack([found[1], drawn, np.where(drawn > 0, drawn, found[2])])
 
 
-def _read_all(folder: Path | None) -> list[tuple[str, Pixels]]:
+def _read_all(folder: Path | None, *, begins: Sequence[str]) -> list[tuple[str, Pixels]]:
     if folder is None:
         return [(name, _shrink(np.asarray(getattr(bundled, name)()))) for name in BUNDLED_NAMES]
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in {".png", ".jpg", ".jpeg", ".webp"})
+    files = [path for path in files if path.name.startswith(tuple(begins))]
+    if not files:
+        raise FileNotFoundError(f"{folder} has no photographs, or none called {' or '.join(begins)}...")
     return [(path.name, _shrink(np.asarray(Image.open(path).convert("RGB")))) for path in files]
 
 

@@ -28,7 +28,7 @@ from labeler.options import resolve_mask_options
 from labeler.predictor import Predictor
 from labeler.types import MaskSet
 from training.evaluate import mask_set_to_rles
-from training.photos import load_photos
+from training.photos import MEASURING, load_photos
 from training.prompts import MEASURED
 from training.scenes import PhotoBank, Scene, draw_scene
 from training.train import CHECKPOINT
@@ -122,7 +122,7 @@ def main() -> None:
         with TemporaryDirectory() as name:
             convert_checkpoint(state, output=Path(name), model_type=architecture)
             info = read_model_info(Path(name))
-            bank = PhotoBank.of(load_photos(flags.photos, cache=flags.run / "regions"))
+            bank = PhotoBank.of(load_photos(flags.photos, cache=flags.run / "regions", begins=MEASURING))
             scenes = [draw_scene(np.random.default_rng(seed), size=info.image_size, bank=bank) for seed in TUNING_SEEDS]
             defaults = choose_thresholds(Predictor(Engine(Path(name), info, threads=flags.threads), info), scenes)
     convert_checkpoint(state, output=flags.output, model_type=architecture, defaults=defaults)

@@ -21,6 +21,7 @@ from export.yolo import YoloOptions, export_yolo
 from labeler import storage
 from labeler.errors import OptionsError
 from labeler.flags import EXIT_CODES_HELP, EXIT_DONE, run_command
+from labeler.retries import TRIES_OF_A_MINUTE, use_retries
 from labeler.runs import Run, describe_missing, read_run
 from labeler.stores import parse_store_options, use_store_options
 
@@ -110,7 +111,7 @@ def yolo(
 
     Args:
         output: The folder that `jobs label` wrote into.
-        target: The folder to write, new or empty.
+        target: The folder to write: new, empty, or one with the same export of the same run, which is renewed.
     """
     return _export(export_yolo, output, target, options=options or YoloOptions(), opening=opening)
 
@@ -132,7 +133,7 @@ def sa1b(
 
     Args:
         output: The folder that `jobs label` wrote into.
-        target: The folder to write, new or empty.
+        target: The folder to write: new, empty, or one with the same export of the same run, which is renewed.
     """
     return _export(export_sa1b, output, target, options=options or Sa1bOptions(), opening=opening)
 
@@ -156,7 +157,7 @@ def labelme(
 
     Args:
         output: The folder that `jobs label` wrote into.
-        target: The folder to write, new or empty.
+        target: The folder to write: new, empty, or one with the same export of the same run, which is renewed.
     """
     return _export(export_labelme, output, target, options=options or LabelmeOptions(), opening=opening)
 
@@ -178,7 +179,7 @@ def masks(
 
     Args:
         output: The folder that `jobs label` wrote into.
-        target: The folder to write, new or empty.
+        target: The folder to write: new, empty, or one with the same export of the same run, which is renewed.
     """
     return _export(export_masks, output, target, options=options or MasksOptions(), opening=opening)
 
@@ -278,6 +279,7 @@ def _export(
 def _read_run(output: str, target: str, opening: Opening) -> Run:
     places = {"output": storage.path_to_uri(output), "target": storage.path_to_uri(target)}
     use_store_options(parse_store_options(opening.storage_options, places=places))
+    use_retries(TRIES_OF_A_MINUTE)
     return read_run(places["output"], ignore_review=opening.ignore_review)
 
 

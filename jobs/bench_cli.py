@@ -28,7 +28,7 @@ def bench(
     """Measure on this machine how many workers of how many threads label most images a second, and what they cost.
 
     Fills the CPUs with one wide worker, with two of half its width, and so on to one a CPU; each split labels photos for
-    a while with all its workers at once. Run it where the job will run, with nothing else running, on a dozen of the job's own
+    a while with all its workers at once. Run it where the job will run, with nothing else running, on eight of the job's own
     photos and with its options: the time depends on their size and on how many masks are kept.
 
     Examples::
@@ -41,7 +41,7 @@ def bench(
     matrix products of OpenVINO by as many workers at once: what is missing to 100 % is not arithmetic.
 
     Args:
-        model: A folder made by `labeler convert`, its URI, or vit_b, vit_l, vit_h.
+        model: A folder made by `labeler convert`, its URI, vit_b, vit_l, vit_h, or `tiny`.
         images: A folder of photos, or its URI; up to 8 of them are used. Not given: drawn pictures, which keep fewer masks.
         price: What one core costs for an hour, in any currency: adds the cost of 1000 images.
         seconds: About how long to measure. Each worker labels one photo at least, so a large model may take longer.

@@ -206,7 +206,7 @@ def verify(output: str, /, *, repair: bool = False, storage_options: tuple[str, 
     from jobs.verify import find_faults, remove_parts
 
     record = _open_run(output, storage_options)
-    num_faults = 0
+    num_faults = num_removed = 0
     parts: set[str] = set()
     with LeaseHolder(output, say=_say) as lease:
         if repair:
@@ -218,14 +218,15 @@ def verify(output: str, /, *, repair: bool = False, storage_options: tuple[str, 
             print(f"fault: {fault}")
         if repair and parts:
             lease.check()
-            remove_parts(output, parts)
+            num_removed = remove_parts(output, parts)
     num_done = len(tables.list_committed_shards(output))
     if num_done < record.num_shards:
-        print(f"the run is not finished: {num_done} of {record.num_shards} shards are committed")
+        print(f"the run is not finished: {num_done} of {record.num_shards} shards are committed; the label command goes on")
     if repair and parts:
-        print(f"removed {len(parts)} parts; run the same label command again to make them anew")
+        print(f"removed {num_removed} parts; run the same label command again to make them anew")
     if num_faults:
         print(f"{num_faults} faults in {output}")
+    if num_faults or num_done < record.num_shards:
         return EXIT_STOPPED
     print(f"{output} is whole: {record.num_images} images in {record.num_shards} shards, each file and row as it should be")
     return EXIT_DONE
@@ -269,7 +270,7 @@ def _estimate(spec: RunSpec, *, output: str, job: JobOptions, **known: Any) -> i
     if not estimate.num_images:
         print("nothing is left to do")
         return EXIT_DONE
-    print(f"{estimate.num_images} images, {estimate.seconds_an_image:.2f} s an image on {job.cpus_per_worker} CPUs")
+    print(f"{estimate.num_images} images, {estimate.seconds_an_image:.2f} s an image here, on {job.cpus_per_worker} CPUs")
     print(f"about {estimate.total_s / 3600:.2f} hours with {estimate.num_workers} workers; nothing was written")
     return EXIT_DONE
 

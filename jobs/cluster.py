@@ -13,10 +13,12 @@ from typing import Any
 
 import ray
 from ray._private.state import actors
+from ray.exceptions import RayError
 from ray.util.metrics import Counter
 
 from jobs.options import JobOptions
 from jobs.shards import STAGES, Tally
+from labeler.errors import ClusterError, OptionsError
 from labeler.limits import count_usable_cpus, measure_free_memory
 
 _OBJECT_STORE_BYTES = 100 * 2**20  # Only events pass through it.
@@ -27,17 +29,50 @@ _MEMORY_SHARE = 0.8  # Of what is free: the rest is for Ray itself and for pages
 
 @contextlib.contextmanager
 def connect_to_cluster(options: JobOptions, *, worker_memory_bytes: int) -> Iterator[None]:
-    """The cluster this process was given by ``RAY_ADDRESS``, as ``ray job submit`` does; else one of this machine."""
-    on_sigterm = signal.getsignal(signal.SIGTERM)
-    if "RAY_ADDRESS" in os.environ:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
-    else:
-        start_local_cluster(options, worker_memory_bytes=worker_memory_bytes)
-    signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own there.
+    """The cluster this process was given by ``RAY_ADDRESS``, as ``ray job submit`` does; else one of this machine.
+
+    Raises:
+        KeyboardInterrupt: SIGTERM came while Ray started.
+        OptionsError: RAY_ADDRESS is one that a job can't use.
+        ClusterError: it can't be joined or started.
+    """
+    address = os.environ.get("RAY_ADDRESS")
+    if address is not None and "://" in address:
+        raise OptionsError(
+            f"RAY_ADDRESS={address}: a job does not run through Ray's client; submit it (ray job submit --address "
+            "http://HEAD:8265 ...), or set RAY_ADDRESS to HEAD:6379, or auto on a machine of the cluster"
+        )
+    try:
+        with _keeping_sigterm():
+            if address is not None:
+                ray.init(log_to_driver=False, logging_level=logging.ERROR)
+            else:
+                start_local_cluster(options, worker_memory_bytes=worker_memory_bytes)
+    except SystemExit as error:  # Ray's own handler; by now ours is back.
+        signal.raise_signal(signal.SIGTERM)
+        raise KeyboardInterrupt from error
+    except (OSError, RuntimeError, ValueError, RayError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if address is None:
+            raise ClusterError(f"Ray could not be started on this machine: {reason}") from error
+        raise ClusterError(
+            f"the Ray cluster at RAY_ADDRESS={address} can't be joined: {reason}; is it up, has it this version of Ray "
+            f"({ray.__version__}), and does this process have its token (RAY_AUTH_MODE=token)?"
+        ) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _keeping_sigterm() -> Iterator[None]:
+    """Ray puts its own handlers on SIGTERM; afterwards there is again what was there before."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def start_local_cluster(options: JobOptions, *, worker_memory_bytes: int) -> None:

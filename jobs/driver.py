@@ -55,7 +55,8 @@ def complete_run(
         lease.take()
         committed = _list_committed(output, record)
     redone = find_failed_shards(output, committed, kinds=retry_kinds)
-    before = read_tally(output, committed, progress=read_report(output, "progress.json"))
+    progress = read_report(output, "progress.json")
+    before = read_tally(output, committed, progress=progress)
     todo = sorted((set(range(record.num_shards)) - committed) | set(redone))
     if redone:
         storage.delete(storage.join(output, "progress.json"))  # It counts shards that are about to change.
@@ -65,7 +66,9 @@ def complete_run(
         say(f"going on: {before.num_images} of {record.num_images} images are done")
     if job.images_per_shard != record.images_per_shard and "images_per_shard" in job.model_fields_set:
         say(f"--images-per-shard stays {record.images_per_shard}: the plan is frozen")
-    watch = Watch(output, record=record, before=before, shards_before=committed, redone=redone)
+    told = (progress, read_report(output, "report.json") if committed else None)
+    earlier = next((report for report in told if report and report.get("images_per_s")), None)
+    watch = Watch(output, record=record, before=before, shards_before=committed, redone=redone, earlier=earlier)
     if not todo:
         report = read_report(output, "report.json")
         if report is None or not _is_end_written(output, record):  # Whoever committed the last shard was killed before it.

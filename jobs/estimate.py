@@ -102,7 +102,8 @@ def estimate_job(
     )
     images = work.draw(_NUM_TIMED_IMAGES)
     seconds = time_images(labeler, images, prompts=_draw_prompts(images, output=output, record=record, matched=prompts))
-    num_workers = max(1, count_usable_cpus() // job.cpus_per_worker) if job.workers == "auto" else job.workers
+    here = max(1, count_usable_cpus() // job.cpus_per_worker)
+    num_workers = (job.max_workers or here) if job.workers == "auto" else job.workers
     return Estimate(num_images, seconds, num_workers)
 
 

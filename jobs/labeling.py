@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from jobs.asking import ShardPrompts, find_masks
+from jobs.outages import OutageWatch
 from jobs.plan import PlannedImage
 from jobs.reading import read_image
 from jobs.refs import ImageRef
@@ -53,6 +54,7 @@ class ImageLabeler:
         predictor: the model.
         image_column: which column of Parquet files holds the images, where they have several.
         prompt_options: the run's, where it has prompts.
+        outages: tells an image that can't be had from a store that can't be reached.
     """
 
     def __init__(
@@ -63,29 +65,30 @@ class ImageLabeler:
         predictor: Predictor,
         image_column: str | None = None,
         prompt_options: PromptOptions | None = None,
+        outages: OutageWatch | None = None,
     ) -> None:
         self._root = root
         self._options = options
         self._predictor = predictor
         self._image_column = image_column
         self._prompt_options = prompt_options
+        self._outages = outages or OutageWatch()
 
     def read(self, ref: ImageRef) -> ImageBytes:
         """The bytes of an image.
 
         Raises:
             ImageError: it is missing, forbidden or changed.
-            StorageError: the store does not answer.
+            StorageError: the store does not answer, or gives nothing any more.
         """
         start = time.perf_counter()
         try:
-            data = read_image(ref, image_column=self._image_column)
+            with self._outages.watching(ref.uri):
+                data = read_image(ref, image_column=self._image_column)
         except FileNotFoundError as error:
             if not storage.has_content(self._root):
                 raise StorageError(f"the input {self._root} is gone, or an empty folder: is it mounted?") from error
             raise ImageError("missing", "listed when the run was planned, but not there any more") from error
-        except PermissionError as error:
-            raise ImageError("forbidden", "the store refuses to give it: permission denied") from error
         return ImageBytes(data, time.perf_counter() - start)
 
     def label(

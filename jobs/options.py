@@ -8,8 +8,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from labeler.retries import TRIES_OF_A_MINUTE
+
 _Count = Annotated[int, Field(ge=1)]
-_TRIES_OF_A_MINUTE = 8
 
 
 class Selection(BaseModel):
@@ -18,7 +19,8 @@ class Selection(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     include: tuple[str, ...] = ()
-    """Label only images whose file name matches this pattern, such as ``train/*.jpg``. May be repeated."""
+    """Label only images whose file name matches this pattern, such as ``train/*.jpg``. May be repeated. ``*`` stands for
+    slashes too, and braces for themselves: patterns of names, unlike those of --input."""
 
     exclude: tuple[str, ...] = ()
     """Leave out images whose file name matches this pattern. May be repeated; wins over --include."""
@@ -82,7 +84,7 @@ class JobOptions(BaseModel):
     @property
     def storage_retries(self) -> int:
         """How often a storage call that failed is tried again: the pauses between so many add up to a minute."""
-        return max(self.retries, _TRIES_OF_A_MINUTE) if self.retries else 0
+        return max(self.retries, TRIES_OF_A_MINUTE) if self.retries else 0
 
     @model_validator(mode="after")
     def _min_is_not_more_than_max(self) -> Self:

@@ -1,5 +1,7 @@
 """The bytes of one image, wherever the plan says they are. Must not know what they show or what becomes of them."""
 
+from dataclasses import replace
+
 from jobs.refs import ImageRef
 from labeler import storage
 from labeler.archives import find_damage, find_member, split_member_uri
@@ -35,6 +37,26 @@ def read_image(ref: ImageRef, *, image_column: str | None = None) -> bytes:
         raise ImageError("changed", f"it has {len(data)} bytes, but had {ref.size_bytes} when the run was planned")
     _check_etag(ref, ref.uri)
     return data
+
+
+def find_holder(uri: str) -> str:
+    """The file that a URI's bytes are in: an archive or a table, or the image itself."""
+    member, row = split_member_uri(uri), split_row_uri(uri)
+    return member[0] if member is not None else row[0] if row is not None else uri
+
+
+def look_again(ref: ImageRef) -> ImageRef:
+    """The same image as its file is now: one that was mended since the run was planned is not ``changed`` for ever.
+
+    What lies in archives and tables stays as it was planned, for it may be at another place in them by now.
+    """
+    if ref.etag is None or ref.offset is not None or find_holder(ref.uri) != ref.uri:
+        return ref
+    try:
+        file = storage.stat_file(ref.uri)
+    except (FileNotFoundError, PermissionError):
+        return ref
+    return replace(ref, size_bytes=file.size_bytes, etag=file.etag)
 
 
 def _read_member(ref: ImageRef, archive: str, name: str) -> bytes:

@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_LINES = 5.0
 _SECONDS_BETWEEN_FILES = 5.0
+_RATES = ("num_workers", "seconds", "images_per_s", "masks_per_s", "peak_memory_bytes")
 _SILENT_S = 60.0  # A driver that lives is never silent for so long, nor are clocks so different.
 
 
@@ -43,6 +44,7 @@ class Watch:
         before: the tally of the shards that were committed before this process started.
         shards_before: these shards.
         redone: of these the ones whose failed images are labeled again, and their tallies, which count until they are.
+        earlier: the last report of the process before; its rates stand until an image is labeled here.
     """
 
     def __init__(
@@ -53,11 +55,13 @@ class Watch:
         before: Tally,
         shards_before: Collection[int] = (),
         redone: Mapping[int, Tally] | None = None,
+        earlier: Mapping[str, Any] | None = None,
     ) -> None:
         self._output = output
         self._record = record
         self._before = before
         self._num_before = before.num_images
+        self._earlier = earlier or {}
         self._start_s = time.monotonic()
         self._working_since_s: float | None = None
         self._now = Tally()
@@ -187,11 +191,13 @@ class Watch:
     def make_report(self, state: str) -> dict[str, Any]:
         """The figures of the run as they stand.
 
-        Counts and stages are the whole run's; rates are this process's own, from the moment a worker was ready.
+        Counts and stages are the whole run's; rates are this process's own, from the moment a worker was ready, or those of
+        the one before where nothing was labeled here.
         """
         work_s = self._measure_work_s()
         tally, here = self.tally, self._labeled
         labeled = max(1, tally.num_images - tally.num_failed)
+        earlier = {} if here.num_images else {name: self._earlier[name] for name in _RATES if name in self._earlier}
         return {
             "schema_version": self._record.schema_version,
             "state": state,
@@ -211,6 +217,7 @@ class Watch:
             },
             "peak_memory_bytes": self._peak_memory_bytes,
             "fingerprint": self._record.fingerprint,
+            **earlier,
         }
 
     def _make_progress(self, state: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ again, one image at a time, so that an image that kills its workers is found, na
 
 import functools
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -22,6 +23,7 @@ from jobs.options import JobOptions
 from jobs.report import Watch
 from jobs.shards import estimate_worker_memory, read_parts
 from labeler.errors import ImageError, ModelError, StorageError
+from labeler.limits import count_usable_cpus
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +62,10 @@ def label_shards(
     """
     ledger = ShardLedger(shards, retries=options.retries, again=again)
     memory_bytes = estimate_worker_memory(output)
+    if "RAY_ADDRESS" not in os.environ:
+        watch.say(
+            f"Ray runs on this machine alone, {count_usable_cpus()} CPUs (RAY_ADDRESS=auto joins the cluster it is part of)"
+        )
     with connect_to_cluster(options, worker_memory_bytes=memory_bytes):
         crew = Crew(output, options=options, engine=engine, lease=lease, memory_bytes=memory_bytes)
         metrics = RunMetrics()

@@ -21,7 +21,7 @@ from labeler.models import check_model, find_model, model_sha256
 
 _TABLES: tuple[tables.TableName, ...] = ("plan", "masks", "images")
 _TABLES_OF_PROMPTS: tuple[tables.TableName, ...] = ("prompts_plan", "prompts")
-_FROM_PLAN = ("image_id", "uri", "file_name", "source_id", "size_bytes", "etag")
+_FROM_PLAN = ("image_id", "uri", "file_name", "source_id")  # An image that was labeled again may have another size.
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +47,15 @@ def find_faults(output: str, record: RunRecord) -> Iterator[Fault]:
         raise StorageError(f"{error.filename} may not be read: {error.strerror}") from error
 
 
-def remove_parts(output: str, parts: Iterable[str]) -> None:
-    """Take away what ``find_faults`` named, so that the next run makes it again."""
+def remove_parts(output: str, parts: Iterable[str]) -> int:
+    """Take away what ``find_faults`` named, so that the next run makes it again; how many were there."""
+    num_removed = 0
     storage.delete(storage.join(output, "progress.json"))  # It counts what is about to go.
     for name in sorted(parts):  # "images" sorts before the others: without its images part a shard does not count.
-        storage.delete(storage.join(output, *name.split("/")))
+        uri = storage.join(output, *name.split("/"))
+        num_removed += storage.exists(uri)
+        storage.delete(uri)
+    return num_removed
 
 
 def _find_faults(output: str, record: RunRecord) -> Iterator[Fault]:
@@ -114,14 +118,15 @@ def _list_tables(record: RunRecord) -> tuple[tables.TableName, ...]:
 
 
 def _check_shard(output: str, record: RunRecord, shard: int) -> Iterator[str]:
-    parts, sha256 = {}, {}
+    """What is wrong with a shard. One of which nothing is there is no fault, but work that is left."""
+    parts, sha256, missing = {}, {}, []
     for table in _list_tables(record):
         name = tables.part_name(table, shard)
         try:
             data = storage.read_bytes(locate_part(output, table, shard))
             parts[table] = tables.decode_part(data, name=name)
         except FileNotFoundError:
-            yield f"{name} is missing"
+            missing.append(name)
             continue
         except PartDamagedError as error:
             yield str(error)
@@ -131,6 +136,8 @@ def _check_shard(output: str, record: RunRecord, shard: int) -> Iterator[str]:
         if not parts[table].schema.equals(schema):
             yield f"{name} has other columns than schema version {tables.SCHEMA_VERSION}"
             del parts[table]
+    if len(missing) < len(_list_tables(record)):
+        yield from (f"{name} is missing" for name in missing)
     if len(parts) < len(_list_tables(record)):
         return
     names = {table: tables.part_name(table, shard) for table in parts}

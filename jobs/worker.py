@@ -7,6 +7,7 @@ so that whoever watches can name the image that was in work when a worker died.
 import importlib
 import itertools
 import platform
+import random
 import resource
 import sys
 from collections import deque
@@ -19,7 +20,9 @@ from jobs.asking import complete_rows, read_prompts
 from jobs.events import Event, ImageAwaited, ImageDone, ImageStarted, ShardCommitted, WorkerInfo
 from jobs.labeling import ImageBytes, ImageLabeler, LabeledImage
 from jobs.lease import Permit, name_process
+from jobs.outages import OutageWatch
 from jobs.plan import PlannedImage, find_images_root, read_run, read_shard
+from jobs.reading import find_holder, look_again
 from jobs.shards import commit_shard, read_kept, tally_rows
 from labeler import storage
 from labeler.errors import ImageError, LabelerError, ModelError, StorageError
@@ -31,9 +34,9 @@ from labeler.retries import use_retries
 from labeler.stores import StoreOptions, use_store_options
 
 MAX_INTERNAL_IN_A_ROW = 20
-MAX_FORBIDDEN_IN_A_ROW = 10
 
 _AWAITED_S = 1.0
+_NUM_DRAWN = 20
 
 
 class WorkerStoppedError(LabelerError):
@@ -62,7 +65,6 @@ class ShardLabeler:
         self._engine = engine
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead")
         self._internal_in_a_row = 0
-        self._forbidden_in_a_row = 0
 
     def load(self) -> WorkerInfo:
         """Open the run, its input and its model. Apart from the constructor so that its errors arrive as they are.
@@ -88,6 +90,7 @@ class ShardLabeler:
             predictor=predictor,
             image_column=record.selection.image_column,
             prompt_options=record.prompts.options if record.prompts else None,
+            outages=OutageWatch(self._draw_uris),
         )
         return WorkerInfo(platform.node(), name_process(), measure_peak_memory())
 
@@ -106,7 +109,7 @@ class ShardLabeler:
             shard: its number in the plan.
             verdicts: images that are not touched, by id, and the error that is their row.
             careful: touch one image at a time, without reading ahead, so that a death names one image.
-            again: the shard stands: only its images with errors of these kinds are labeled, the others stay as they are.
+            again: the shard stands: only its images with errors of these kinds are labeled, as they are now; the others stay.
             permit: without it no other process can be at this shard; with it, it is looked at before each write.
 
         Raises:
@@ -119,6 +122,8 @@ class ShardLabeler:
         kept = read_kept(self._output, shard, kinds=again) if again else {}
         labeled = {number: LabeledImage(image.row, image.batches, None, image.prompts) for number, image in kept.items()}
         wanted = [image for image in images if image.image_id not in kept]
+        if again:
+            wanted = [PlannedImage(image.image_id, look_again(image.ref)) for image in wanted]
         for step in self._read_ahead(wanted, depth=1 if careful else 2, verdicts=verdicts or {}):
             if isinstance(step, ImageStarted):
                 yield step
@@ -169,16 +174,16 @@ class ShardLabeler:
                 return
             yield window.popleft()
 
+    def _draw_uris(self) -> Iterator[str]:
+        """Files from anywhere in the run: images, or the archives and tables that hold them."""
+        for _ in range(_NUM_DRAWN):
+            images = read_shard(self._output, self._record, random.randrange(self._record.num_shards))
+            yield find_holder(random.choice(images).ref.uri)
+
     def _stop_after_faults_in_a_row(self, result: LabeledImage, *, is_second_chance: bool) -> None:
-        """Images that had errors before are expected to have them again: then only the store's refusals count."""
-        kind = result.row.error_kind
-        self._forbidden_in_a_row = self._forbidden_in_a_row + 1 if kind == "forbidden" else 0
-        if self._forbidden_in_a_row >= MAX_FORBIDDEN_IN_A_ROW:
-            raise StorageError(
-                f"the store refused {MAX_FORBIDDEN_IN_A_ROW} images in a row, the last one {result.row.uri}; "
-                "check this job's permissions and credentials"
-            )
-        self._internal_in_a_row = self._internal_in_a_row + 1 if kind == "internal" and not is_second_chance else 0
+        """Images that had errors before are expected to have them again: they do not count."""
+        is_internal = result.row.error_kind == "internal"
+        self._internal_in_a_row = self._internal_in_a_row + 1 if is_internal and not is_second_chance else 0
         if self._internal_in_a_row >= MAX_INTERNAL_IN_A_ROW:
             raise WorkerStoppedError(
                 f"{MAX_INTERNAL_IN_A_ROW} images in a row failed inside this program, which is a bug or a broken "

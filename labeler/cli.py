@@ -43,7 +43,7 @@ _Points = Annotated[tuple[str, ...], Parameter(negative=(), metavar="X,Y", show_
 
 INT8_COST = (
     "Beside f32, 68 % of the masks were found again (IoU >= 0.9), 3 % more in number, and recall of human-made regions was "
-    "16.1 instead of 15.5 (the model tiny, 26 photos); measure yours: benchmarks/precision.py"
+    "16.1 instead of 15.5 (the model tiny, 26 photos); measure yours: python -m benchmarks.precision, in the source tree"
 )
 """Said when such a model is made."""
 
@@ -52,11 +52,11 @@ INT8_COST = (
 def convert(
     *,
     model_type: str,
-    checkpoint: Path,
-    output: Path,
+    checkpoint: str,
+    output: str,
     weights: Literal["f16", "f32"] = "f16",
     precision: Literal["int8"] | None = None,
-    calibration: Path | None = None,
+    calibration: str | None = None,
     prompts_per_call: Annotated[int | None, Parameter(validator=Number(gte=1, lte=64))] = None,
     keep_onnx: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
@@ -79,16 +79,18 @@ def convert(
     """
     if (precision == "int8") != (calibration is not None):
         raise OptionsError("--precision int8 and --calibration FOLDER go together: the integers' ranges are measured on photos")
+    checkpoint_path, output_path = _find_local("--checkpoint", checkpoint), _find_local("--output", output)
+    photos = None if calibration is None else _find_local("--calibration", calibration)
     from labeler.convert import convert_checkpoint  # torch: the extra that no other command needs.
 
     start = time.perf_counter()
     info = convert_checkpoint(
-        checkpoint,
-        output=output,
+        checkpoint_path,
+        output=output_path,
         model_type=model_type,
         weights=weights,
         keep_onnx=keep_onnx,
-        calibration=calibration,
+        calibration=photos,
         prompts_per_call=prompts_per_call,
     )
     print(f"wrote {output}: {info.model_type}, input {info.image_size} px, weights {info.weights}, ", end="")
@@ -208,6 +210,7 @@ def serve(
     images: str | None = None,
     run: str | None = None,
     host: str = "127.0.0.1",
+    known_as: Annotated[tuple[str, ...], Parameter(negative=(), show_default=False, n_tokens=1)] = (),
     port: Annotated[int, Parameter(validator=Number(gte=0, lte=65535))] = 7860,
     max_upload_mb: Annotated[int, Parameter(validator=Number(gte=1, lte=1024))] = 32,
     max_pixels: Annotated[int, Parameter(validator=Number(gte=1))] = 50_000_000,
@@ -227,7 +230,9 @@ def serve(
         run: The output of `jobs label`, to look at and to review. What is decided goes into its `review` folder and every
             export heeds it; its own tables stay as they are. With --model masks can be refined and drawn.
         host: The address to listen on. 0.0.0.0 lets in everybody on the network: nobody is asked for a password. The page
-            answers to addresses and this machine's own name; for it to answer to another name, listen on that.
+            answers to addresses and this machine's own name.
+        known_as: Another name that it answers to: of a proxy before it, or of the machine that a container's port is
+            published on. May be repeated.
         port: The port to listen on; 0 takes a free one.
         max_upload_mb: A larger file that is dropped is refused.
         max_pixels: A photo with more pixels is refused. (A run's photos are bound by the run's own option.)
@@ -247,6 +252,7 @@ def serve(
         images=images,
         run=run,
         host=host,
+        known_as=known_as,
         port=port,
         max_upload_bytes=max_upload_mb << 20,
         max_pixels=max_pixels,
@@ -264,6 +270,17 @@ def _open_stores(options: Sequence[str], **places: str) -> None:
     """From now on stores are opened with these; a place on this machine's disk takes none."""
     urls = {name: place if "://" in place else None for name, place in places.items()}
     use_store_options(parse_store_options(options, places=urls))
+
+
+def _find_local(flag: str, place: str) -> Path:
+    """The path of a place on this machine's disk: a conversion reads and writes nothing else."""
+    path = storage.uri_to_path(place)
+    if path is None:
+        raise OptionsError(
+            f"{flag} {place}: a conversion works on this machine's disk; copy the files there first, or the finished folder "
+            "to the store afterwards (model.json last)"
+        )
+    return path
 
 
 def _find_model(name: str) -> tuple[Path, Any]:

@@ -6,8 +6,13 @@ without it raises ModelError, so import it where it is used.
 
 import inspect
 import logging
+import os
+import re
+import shutil
+import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +25,9 @@ from labeler.errors import ModelError, OptionsError
 from labeler.model_folder import MODEL_JSON, ModelInfo, Quantization, Weights, hash_file
 from labeler.options import resolve_mask_options
 
+if sys.platform != "win32":
+    import fcntl
+
 try:
     import torch
     from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
@@ -28,7 +36,7 @@ try:
     from labeler import graphs
 except ModuleNotFoundError as error:
     raise ModelError(
-        f'converting a checkpoint needs {error.name}, which is not installed here: pip install "sam-labeler[convert]"'
+        f'converting a checkpoint needs {error.name}, which is not installed here: pip install ".[convert]"'
     ) from error
 
 if TYPE_CHECKING:
@@ -38,6 +46,8 @@ logger = logging.getLogger(__name__)
 
 POSITIONS = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
 """Turns places into embeddings. Never rounded: a few numbers, that would cost as much accuracy as all others together."""
+
+_WORK_PREFIX = ".converting-"
 
 _NUM_NAMED = 3
 """How many tensors a message names before it only counts them."""
@@ -53,8 +63,11 @@ def build_sam(model_type: str | Path | Mapping[str, Any]) -> Sam:
         OptionsError: see ``read_architecture``; or the encoder's constructor refuses its keys.
     """
     shape = read_architecture(model_type)
-    encoder = _build_encoder(shape)
-    channels, *embedding_hw = graphs.read_embedding_shape(encoder, image_size=shape.image_size)
+    try:
+        encoder = _build_encoder(shape)
+        channels, *embedding_hw = graphs.read_embedding_shape(encoder, image_size=shape.image_size)
+    except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise OptionsError(f"encoder {shape.encoder} can't be built: {error}") from error
     if channels != shape.prompt_embed_dim:
         raise OptionsError(f"encoder {shape.encoder} gives {channels} channels, not prompt_embed_dim {shape.prompt_embed_dim}")
     sam = Sam(
@@ -113,10 +126,7 @@ def _build_named_encoder(shape: Architecture) -> nn.Module:
     known = inspect.signature(build).parameters
     if unknown := sorted(keys.keys() - known.keys()):
         raise OptionsError(f"encoder {shape.encoder} does not know {', '.join(unknown)}")
-    try:
-        encoder = build(**keys)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise OptionsError(f"encoder {shape.encoder} can't be built: {error}") from error
+    encoder = build(**keys)
     setattr(encoder, "img_size", shape.image_size)  # noqa: B010 - an nn.Module has no such attribute to a type checker
     return encoder
 
@@ -137,17 +147,29 @@ def load_checkpoint(path: Path) -> dict[str, Tensor]:
             warnings.simplefilter("ignore")  # About the pickle of a foreign file, which fails below anyway.
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # Foreign bytes make the unpickler fail in every way there is.
-        size = path.stat().st_size
-        summary = str(error).strip().split("\n")[0] or type(error).__name__
-        raise ModelError(
-            f"{path} ({size} bytes) can't be read as a PyTorch checkpoint: truncated, or no state dict of tensors: {summary}"
-        ) from error
+        raise _blame_checkpoint(path, error) from error
     if not isinstance(content, Mapping):
         raise ModelError(f"{path} holds a {type(content).__name__}, not a state dict")
     foreign = [str(name) for name, value in content.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
     if foreign:
         raise ModelError(f"{path} is no state dict: not tensors are {_name_some(foreign)}; save only the model's state_dict()")
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in content.items()}
+
+
+def _blame_checkpoint(path: Path, error: Exception) -> ModelError:
+    """What to say of a file that PyTorch does not open."""
+    text = str(error).strip()
+    if foreign := re.search(r"Unsupported global: GLOBAL (\S+)", text):
+        return ModelError(
+            f"{path} holds Python objects ({foreign[1]}), not only tensors, and is not opened: "
+            "save only the model's state_dict()"
+        )
+    reason = re.search(r"WeightsUnpickler error:\s*(.+)", text)
+    summary = reason[1] if reason else text.split("\n")[0] or type(error).__name__
+    return ModelError(
+        f"{path} ({path.stat().st_size} bytes) can't be read as a PyTorch checkpoint: truncated, or no state dict of tensors: "
+        f"{summary}"
+    )
 
 
 def round_weights(state: Mapping[str, Tensor], *, weights: Weights) -> dict[str, Tensor]:
@@ -236,7 +258,7 @@ def convert_checkpoint(
     sam = load_sam(checkpoint, model_type=model_type, weights=weights)
     try:
         output.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=output, prefix=".converting-") as name:
+        with _hold_folder(output), TemporaryDirectory(dir=output, prefix=_WORK_PREFIX) as name:
             folder = Path(name)
             files = _write_graphs(sam, folder=folder, weights=weights, photos=photos)
             info = _describe(
@@ -255,6 +277,29 @@ def convert_checkpoint(
         raise ModelError(f"can't write the model folder {output}: {error.strerror or error}") from error
     logger.info("%s: a model folder of %s, weights %s", output, info.model_type, weights)
     return info
+
+
+@contextmanager
+def _hold_folder(folder: Path) -> Iterator[None]:
+    """The folder for one conversion at a time; what killed ones have left in it goes.
+
+    Raises:
+        ModelError: another one is at work there.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ModelError(f"another conversion is writing {folder}; give another --output, or wait for it") from error
+        for left in folder.glob(f"{_WORK_PREFIX}*"):
+            shutil.rmtree(left, ignore_errors=True)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _find_calibration(folder: Path) -> "Calibration":
@@ -306,9 +351,10 @@ def _describe(
 
 def _publish(folder: Path, output: Path, *, keep_onnx: bool) -> None:
     """Move the finished files into place; in between, the folder has no ``model.json`` and so is no model."""
+    if (output / MODEL_JSON).exists():  # Else these are somebody else's.
+        for stale in (f"{graph}.onnx{suffix}" for graph in graphs.GRAPHS for suffix in ("", ".data")):
+            (output / stale).unlink(missing_ok=True)
     (output / MODEL_JSON).unlink(missing_ok=True)
-    for stale in (f"{graph}.onnx{suffix}" for graph in graphs.GRAPHS for suffix in ("", ".data")):
-        (output / stale).unlink(missing_ok=True)
     names = sorted(path.name for path in folder.iterdir() if path.name != MODEL_JSON)
     for name in names:
         if keep_onnx or ".onnx" not in name:

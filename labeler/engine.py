@@ -12,9 +12,12 @@ took a quarter of the time of a small model.
 
 import hashlib
 import logging
+import os
+import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -49,6 +52,9 @@ _NUM_MASKS = 4
 
 MAX_SHAPES = 4
 """Shapes of prompts whose graphs are kept, the latest; those of vit_b hold 220 MiB at two threads."""
+
+MAX_UNUSED_S = 30 * 24 * 3600.0
+"""After which compiled graphs that nobody asked for are removed from the disk."""
 
 _Tensors = dict[str, Any]
 """Arrays or OpenVINO's tensors, by the name of their port."""
@@ -191,7 +197,8 @@ class Engine:
         )
         if mask_logits is None:
             with self._run(self._find_graph("image_side"), {"features": features}) as shared:
-                iou, chosen = ask(shared.outputs, points, labels)
+                seen = {name: _copy(tensor) for name, tensor in shared.outputs.items()}
+            iou, chosen = ask(seen, points, labels)  # However long it takes, others may ask meanwhile.
         else:
             iou, chosen = np.empty((count, _NUM_MASKS), np.float32), np.empty(count, np.bool_)
             # Under each mask the image looks different: one prompt after the other.
@@ -268,6 +275,7 @@ class Engine:
                 if folder is not None:
                     folder.mkdir(parents=True, exist_ok=True)
                     held.enter_context(open_alone(folder / "lock"))
+                    _drop_unused(folder)
             except OSError as error:
                 logger.info("compiled graphs are not kept in %s: %s", folder, error)
                 folder = None
@@ -286,6 +294,7 @@ class Engine:
             # OpenVINO's cache forgets some of what a compiled graph depends on, as its threads: the folder's name says all.
             key = hashlib.sha256(repr((self._dependencies, settings)).encode()).hexdigest()
             settings["CACHE_DIR"] = str(cache_folder / key[:16])
+            _note_use(cache_folder / key[:16])
         try:
             model = self._core.read_model(path)
             open_sides = {p: ov.PartialShape(sides[p.any_name]) for p in model.inputs if p.partial_shape.is_dynamic}
@@ -314,6 +323,26 @@ class Engine:
             yield request
         finally:
             requests.put(request)
+
+
+def _note_use(folder: Path) -> None:
+    with suppress(OSError):
+        folder.mkdir(exist_ok=True)
+        os.utime(folder)
+
+
+def _drop_unused(cache_folder: Path) -> None:
+    """Remove graphs that nobody has asked for in a month: of other settings, other models, an older OpenVINO."""
+    for folder in cache_folder.iterdir():
+        with suppress(OSError):
+            if folder.is_dir() and time.time() - folder.stat().st_mtime > MAX_UNUSED_S:
+                shutil.rmtree(folder)
+
+
+def _copy(tensor: ov.Tensor) -> ov.Tensor:
+    copy = ov.Tensor(tensor.element_type, tensor.shape)
+    tensor.copy_to(copy)
+    return copy
 
 
 def _take(tensor: ov.Tensor, row: int) -> ov.Tensor:

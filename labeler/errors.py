@@ -7,7 +7,9 @@
     ├── StorageError   who runs the storage: it does not answer, refuses, or is full; retried, then the job stops, resumable
     │   ├── StorageRefusedError   the same, where trying again is no use: credentials expired, bucket gone, disk full
     │   └── PartDamagedError      the same: it gave the bytes of a part, and they are no table
-    └── ModelError     who prepared the model: it can't be read, compiled or run here
+    ├── ModelError     who prepared the model: it can't be read, compiled or run here
+    │   └── UnknownModelError     also an OptionsError: no model is called so
+    └── ClusterError   who runs the cluster: it can't be joined, or Ray can't start here
 
 Must not know what raised them: each seam translates its library's own exceptions, chained with ``from``.
 Every class survives pickling, because errors travel between processes.
@@ -62,6 +64,14 @@ class PartDamagedError(StorageError):
 
 class ModelError(LabelerError):
     """The model can't be read, compiled or run on this machine."""
+
+
+class UnknownModelError(OptionsError, ModelError):
+    """No model is called so, and no folder. On a machine that labels it may only be one that does not see the folder."""
+
+
+class ClusterError(LabelerError):
+    """The Ray cluster can't be joined, or none can be started on this machine."""
 
 
 _Kind = TypeVar("_Kind", bound=str)

@@ -23,6 +23,9 @@ EXIT_STOPPED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
+_TELLING = tuple(f"labeler.{module}" for module in ("checkpoints", "convert", "graphs", "models", "quantize"))
+"""Whose work may take minutes, so that they say what they are at."""
+
 EXIT_CODES_HELP = (
     "Exit codes: 0 done; 1 a file, the storage or the model is at fault; 2 usage or a bad option; 130 interrupted."
 )
@@ -74,6 +77,8 @@ def run_command(app: App, arguments: Sequence[str] | None = None) -> int:
         The exit code: what the command returned, or the one its error stands for; the error is then one line on stderr.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    for name in _TELLING:
+        logging.getLogger(name).setLevel(logging.INFO)
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     try:
         result = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")

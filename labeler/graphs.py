@@ -7,6 +7,7 @@ order, is what tests and benchmarks compare the stages with. Both take the point
 padding point.
 """
 
+import errno
 import logging
 import re
 import warnings
@@ -240,6 +241,8 @@ def onnx_to_openvino(onnx_path: Path, *, xml_path: Path, compress: bool) -> None
         indented = xml_path.read_text(encoding="utf-8")
         xml_path.write_text(re.sub(r"\n\s*", "", indented), encoding="utf-8")  # Indents are a fifth of it.
     except RuntimeError as error:
+        if "iostream error" in str(error):  # All that OpenVINO says of a file that can't be written.
+            raise OSError(errno.EIO, f"OpenVINO can't write {xml_path.name}; is the disk full?") from error
         raise ModelError(f"OpenVINO can't convert {onnx_path.name}: {error}") from error
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from labeler import storage
 from labeler.checkpoints import CHECKPOINTS, fetch_checkpoint, open_alone
-from labeler.errors import ModelError
+from labeler.errors import ModelError, UnknownModelError
 from labeler.model_folder import (
     FORMAT_VERSION,
     MODEL_JSON,
@@ -53,7 +53,8 @@ def find_model(name: str, *, cache: Path | None = None, weights: Weights = "f16"
         weights: for the official names, the precision of the weights on disk.
 
     Raises:
-        ModelError: no such model, an incomplete or damaged one, or one that can't be fetched or made here; says what to do.
+        UnknownModelError: there is none.
+        ModelError: it is incomplete or damaged, or can't be fetched or made here; says what to do.
         StorageError: the store of a URI does not answer.
     """
     cache = cache or find_cache_folder()
@@ -64,7 +65,7 @@ def find_model(name: str, *, cache: Path | None = None, weights: Weights = "f16"
         return _fetch_folder(name, cache=cache)
     if not folder.is_dir():
         names = ", ".join([TINY, *CHECKPOINTS])
-        raise ModelError(f"--model {name}: neither one of {names}, nor a folder, nor a URI")
+        raise UnknownModelError(f"--model {name}: neither one of {names}, nor a folder, nor a URI")
     check_model(folder)
     return folder
 
@@ -98,7 +99,10 @@ def _fetch_folder(uri: str, *, cache: Path) -> Path:
             with (folder / file_name).open("wb") as file:
                 file.writelines(_read_pieces(storage.join(uri, file_name)))
         (folder / MODEL_JSON).write_text(info.to_json(), encoding="utf-8")
-        check_model(folder)
+        try:
+            check_model(folder)
+        except ModelError as error:
+            raise ModelError(f"{str(error).replace(str(folder), uri)}; upload the folder again") from error
 
     # Not model_sha256: two folders of the same graphs may have other defaults.
     return _find_cached(cache / "models" / hashlib.sha256(info.to_json().encode()).hexdigest(), make=download)

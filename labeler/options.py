@@ -172,7 +172,7 @@ def name_prices(options: MaskOptions) -> list[str]:
     if options.precision != "f32":
         prices.append(
             f"--precision {options.precision} moves masks: bf16 found 70 % of f32's again (IoU 0.9), f16 98 %, with an earlier "
-            "tiny; benchmarks/precision.py measures yours"
+            "tiny; python -m benchmarks.precision, in the source tree, measures yours"
         )
     if options.points == "adaptive":
         prices.append("--points adaptive skips points, and so loses some masks; its help says how many where it was measured")

@@ -26,14 +26,15 @@ from labeler.types import Float32
 try:
     import nncf
 except ModuleNotFoundError as error:
-    raise ModelError(
-        f'--precision int8 needs {error.name}, which is not installed here: pip install "sam-labeler[convert]"'
-    ) from error
+    raise ModelError(f'--precision int8 needs {error.name}, which is not installed here: pip install ".[convert]"') from error
 
 logger = logging.getLogger(__name__)
 
 MAX_IMAGES = 16
 """Of a larger folder so many are taken, evenly over its sorted names: ranges settle after a few, and each costs seconds."""
+
+MAX_BYTES = 256 << 20
+"""Larger files are no photographs, but archives or videos."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +62,13 @@ def find_calibration(folder: Path) -> Calibration:
     """
     if not folder.is_dir():
         raise OptionsError(f"--calibration: there is no folder {folder}")
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
     readable = _choose(files)
     if not readable:
-        raise OptionsError(f"--calibration: none of the {len(files)} files in {folder} is an image that can be read")
+        raise OptionsError(
+            f"--calibration: none of the {len(files)} files in {folder} is an image that can be read; images in archives or "
+            "Parquet files have to be taken out of them first"
+        )
     digest = hashlib.sha256()
     for path in readable:
         digest.update(hashlib.sha256(path.read_bytes()).digest())
@@ -83,6 +87,8 @@ def _choose(files: list[Path]) -> list[Path]:
 
 def _holds_image(path: Path) -> bool:
     try:
+        if path.stat().st_size > MAX_BYTES:
+            return False
         decode_image(path.read_bytes())
     except (ImageError, OSError) as error:
         logger.info("not calibrating with %s: %s", path, error)
@@ -124,7 +130,8 @@ def quantize_encoder(xml_path: Path, *, calibration: Calibration, image_size: in
             for path in Path(name).iterdir():
                 path.replace(xml_path.parent / path.name)
     except (RuntimeError, nncf.ValidationError, nncf.InternalError, nncf.UnsupportedModelError) as error:
-        raise ModelError(f"NNCF can't quantize {xml_path.name}: {error}") from error
+        hint = "; is the disk full?" if "iostream error" in str(error) else ""  # All that OpenVINO says of it.
+        raise ModelError(f"NNCF can't quantize {xml_path.name}: {error}{hint}") from error
 
 
 def _for_transformers() -> dict[str, Any]:

@@ -15,6 +15,9 @@ from typing import ParamSpec, TypeVar
 
 from labeler.errors import StorageError, StorageRefusedError
 
+TRIES_OF_A_MINUTE = 8
+"""The pauses between so many add up to about a minute."""
+
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
 _POLL_S = 0.2

@@ -14,7 +14,7 @@ import re
 import socket
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gradio as gr
@@ -49,13 +49,14 @@ _JOIN = "/gradio_api/queue/join"
 _EVENTS = re.compile(r"/gradio_api/(?:queue/join|queue/data|heartbeat/[\w-]+|startup-events|app_id|cancel|reset/?)")
 
 
-def make_app(page: gr.Blocks, shelf: Shelf | None, *, host: str, max_upload_bytes: int) -> FastAPI:
+def make_app(page: gr.Blocks, shelf: Shelf | None, *, host: str, known_as: Sequence[str], max_upload_bytes: int) -> FastAPI:
     """The page as an application.
 
     Args:
         page: what to show.
         shelf: takes photos that are dropped; None: none are taken.
         host: the address it will listen on.
+        known_as: other names that it answers to.
         max_upload_bytes: larger photos are refused.
     """
     page.state_session_capacity = MAX_TABS
@@ -83,16 +84,16 @@ def make_app(page: gr.Blocks, shelf: Shelf | None, *, host: str, max_upload_byte
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         css=read_asset("page.css"),
     )
-    app.add_middleware(Gate, host=host, max_upload_bytes=max_upload_bytes)
+    app.add_middleware(Gate, host=host, known_as=known_as, max_upload_bytes=max_upload_bytes)
     return app
 
 
 class Gate:
     """Lets through what the page needs, from the page itself. A piece of ASGI."""
 
-    def __init__(self, app: Any, *, host: str, max_upload_bytes: int) -> None:
+    def __init__(self, app: Any, *, host: str, known_as: Sequence[str], max_upload_bytes: int) -> None:
         self._app = app
-        self._names = _list_names(host)
+        self._names = _list_names(host) | {name.lower() for name in known_as}
         self._takes_numbers = not is_loopback(host)
         self._max_upload_bytes = max_upload_bytes
 
@@ -129,7 +130,7 @@ class Gate:
         host = headers.get("host", "")
         name = _drop_port(host)
         if name not in self._names and not (self._takes_numbers and _is_number(name)):
-            return 421, f"this page is not called {host}; start it with that name as --host"
+            return 421, f"this page is not called {host}; start it with --known-as {name}"
         origin = headers.get("origin")
         if origin is not None and origin.partition("://")[2] != host:
             return 403, "this page takes nothing from other websites"
@@ -205,6 +206,7 @@ def serve_page(
     images: str | None,
     run: str | None,
     host: str,
+    known_as: Sequence[str],
     port: int,
     max_upload_bytes: int,
     max_pixels: int,
@@ -217,6 +219,7 @@ def serve_page(
         title: what stands at the head.
         images: a folder of photos to choose from.
         run: the output of a run to review, instead of photos.
+        host, known_as, port: where it listens, and which other names it answers to.
         max_upload_bytes, max_pixels: larger photos are refused.
         say: is told where the page is, when it can be opened.
 
@@ -233,7 +236,7 @@ def serve_page(
             page = ClickPage(desk, shelf, title=title).build()
         if predictor is not None:
             threading.Thread(target=desk.warm_up, daemon=True).start()
-        app = make_app(page, shelf, host=host, max_upload_bytes=max_upload_bytes)
+        app = make_app(page, shelf, host=host, known_as=known_as, max_upload_bytes=max_upload_bytes)
         _run_server(app, host=host, listener=listener, say=say)
 
 

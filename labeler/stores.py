@@ -37,6 +37,9 @@ _DEFAULTS: dict[str, Any] = {"use_listings_cache": False}
 _S3_DEFAULTS: dict[str, Any] = {
     "config_kwargs": {"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 3, "mode": "standard"}}
 }
+_HTTP_CONNECT_S = 10
+_HTTP_READ_S = 60
+_HTTP_WHOLE_S = 300
 _PUBLIC = frozenset({"endpoint_url", "region_name", "profile", "account_name", "account_host", "project", "addressing_style"})
 _SHORTEST_SECRET = 4
 
@@ -86,8 +89,8 @@ def open_store(uri: str) -> tuple[Any, str]:
     """
     check_url(uri)
     scheme = find_scheme(uri)
-    defaults = {**_DEFAULTS, **(_S3_DEFAULTS if scheme in S3 else {})} if "::" not in uri else {}
     try:
+        defaults = _find_defaults(scheme) if "::" not in uri else {}
         store, key = fsspec.core.url_to_fs(uri, **{**defaults, **_find_options(uri)})
     except (ImportError, ValueError, TypeError) as error:
         raise OptionsError(f"{uri} can't be opened: {hide_secrets(str(error))}") from error
@@ -154,8 +157,17 @@ def _find_store_class(scheme: str) -> Any:
         return fsspec.get_filesystem_class(scheme)
     except (ValueError, ImportError) as error:
         extra = _EXTRAS.get(scheme)
-        hint = f"; pip install 'sam-labeler[{extra}]'" if extra else ""
+        hint = f"; pip install '.[{extra}]'" if extra else ""
         raise OptionsError(f"{scheme}:// can't be opened: {error}{hint}") from error
+
+
+def _find_defaults(scheme: str) -> dict[str, Any]:
+    if scheme in HTTP:
+        import aiohttp  # Only who reads from the web needs it.
+
+        timeout = aiohttp.ClientTimeout(total=_HTTP_WHOLE_S, sock_connect=_HTTP_CONNECT_S, sock_read=_HTTP_READ_S)
+        return {**_DEFAULTS, "client_kwargs": {"timeout": timeout}}
+    return {**_DEFAULTS, **(_S3_DEFAULTS if scheme in S3 else {})}
 
 
 def _find_options(uri: str) -> dict[str, Any]:

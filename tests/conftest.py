@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from labeler.errors import ModelError
+from labeler.retries import use_retries
 from labeler.stores import use_store_options
 
 sys.path.insert(0, str(Path(__file__).parent))  # So that tests find "stores" by name.
@@ -17,6 +18,13 @@ import page_server
 import stores
 
 PROTOTYPE = Path(__file__).parent / "data" / "prototype"
+
+
+@pytest.fixture(autouse=True)
+def _storage_is_tried_once() -> Iterator[None]:
+    """What a command in this process said about its patience does not hold for the next test."""
+    yield
+    use_retries(0)
 
 
 @pytest.fixture(scope="session")

@@ -75,6 +75,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "jobs.lists",
         "jobs.patterns",
         "jobs.reading",
+        "jobs.outages",
         "jobs.sources",
         "jobs.prompt_files",
         "jobs.matching",

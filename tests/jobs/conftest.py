@@ -10,7 +10,6 @@ import pytest
 
 import jobs.cli
 from jobs.worker import ShardLabeler
-from labeler.retries import use_retries
 
 sys.path.insert(0, str(Path(__file__).parent))  # So that tests and workers find "fakes" and "fake_engine" by name.
 
@@ -23,13 +22,6 @@ RunJobs = Callable[..., subprocess.CompletedProcess[str]]
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder whose graphs nobody reads: the engine is a fake."""
     return make_model(tmp_path_factory.mktemp("model"), content="graph")
-
-
-@pytest.fixture(autouse=True)
-def _storage_is_tried_once() -> Iterator[None]:
-    """What a job in this process said about its patience does not hold for the next test."""
-    yield
-    use_retries(0)
 
 
 @pytest.fixture

@@ -148,8 +148,8 @@ def make_slow(folder: Path, *, count: int = 8) -> Path:
     return folder
 
 
-def find_workers(ancestor: int) -> list[int]:
-    """The labeling processes below this one."""
+def find_workers(ancestor: int, *, called: bytes = b"label_shard") -> list[int]:
+    """The labeling processes below this one, or others by a word of their command line."""
     parents, names = {}, {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -162,7 +162,7 @@ def find_workers(ancestor: int) -> list[int]:
     def is_below(pid: int) -> bool:
         return pid in parents and (parents[pid] == ancestor or is_below(parents[pid]))
 
-    return [pid for pid, name in names.items() if b"label_shard" in name and is_below(pid)]
+    return [pid for pid, name in names.items() if called in name and is_below(pid)]
 
 
 class Cluster:

@@ -4,9 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
+from fakes import write_picture
 
 from jobs.events import ImageDone, ShardCommitted
+from jobs.plan import read_run
 from jobs.shards import read_kept, read_parts
+from jobs.verify import find_faults
 from jobs.worker import ShardLabeler
 from labeler import tables
 
@@ -29,6 +32,20 @@ def test_what_is_kept_is_written_again_byte_for_byte(label_here: LabelHere) -> N
     assert isinstance(committed, ShardCommitted)
     assert (committed.tally.num_images, committed.kept.num_images) == (12, 10)
     assert {path: path.read_bytes() for path in (output / "masks").iterdir()} == before
+
+
+def test_an_image_that_was_mended_is_taken_as_it_is_now(label_here: LabelHere, photos: Path) -> None:
+    """A good file in the place of a broken one has its masks, and its row its size; the run is whole with it."""
+    output = label_here(images_per_shard=12)
+    write_picture(photos / "a" / "empty.png", seed=3).replace(photos / "a" / "empty.jpg")
+    events = list(load(output).label_shard(0, again={"corrupt"}))
+    assert [event.error_kind for event in events if isinstance(event, ImageDone)] == [None, "corrupt"]
+    rows = {row["file_name"]: row for row in pq.read_table(output / "images").to_pylist()}
+    mended = rows["a/empty.jpg"]
+    assert (mended["status"], mended["size_bytes"]) == ("ok", (photos / "a" / "empty.jpg").stat().st_size)
+    record = read_run(str(output))
+    assert record is not None
+    assert list(find_faults(str(output), record)) == []
 
 
 def test_parts_that_do_not_fit_each_other_are_not_kept(label_here: LabelHere) -> None:

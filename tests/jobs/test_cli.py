@@ -44,9 +44,9 @@ def test_misuse_is_exit_2_and_writes_nothing(
 
 
 def test_what_is_not_there_is_said(main: Callable[..., int], photos: Path, capsys: Any) -> None:
-    """No input and no run are exit 2, a model that can't be found exit 1; no command is the help and 2."""
+    """No input, no run and no such model are exit 2; no command is the help and 2."""
     assert main("label", "--input", "none", "--output", "out", "--model", "m") == 2
-    assert main("label", "--input", photos, "--output", "out", "--model", "no/model") == 1
+    assert main("label", "--input", photos, "--output", "out", "--model", "no/model") == 2
     assert "no/model" in capsys.readouterr().err
     assert main("status", "out") == 2
     assert main("verify", "out") == 2
@@ -92,6 +92,32 @@ def test_a_dry_run_says_how_long_and_writes_nothing(
     assert "12 images" in out
     assert "hours with 3 workers; nothing was written" in out
     assert not Path("out").exists()
+    assert main(*label_arguments(photos, Path("out"), model_folder, "--dry-run", "--max-workers", 500)) == 0
+    assert "hours with 500 workers" in capsys.readouterr().out
+
+
+def test_a_model_that_is_called_wrong_is_a_wrong_option(main: Callable[..., int], photos: Path, capsys: Any) -> None:
+    """Exit 2, so that nobody starts machines for it again; it says which names there are."""
+    assert main(*label_arguments(photos, Path("out"), Path("vit_p"))) == 2
+    assert "--model vit_p: neither one of tiny, vit_b, vit_l, vit_h" in capsys.readouterr().err
+
+
+def test_rays_client_is_no_way_to_a_cluster(
+    main: Callable[..., int], photos: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Exit 2 and how to go about it, not an error from Ray's inside."""
+    monkeypatch.setenv("RAY_ADDRESS", "ray://127.0.0.1:10001")
+    assert main(*label_arguments(photos, Path("out"), model_folder)) == 2
+    assert "a job does not run through Ray's client; submit it" in capsys.readouterr().err
+
+
+def test_a_cluster_that_can_not_be_joined_is_named(
+    main: Callable[..., int], photos: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Exit 1 and a sentence: here there is none to find."""
+    monkeypatch.setenv("RAY_ADDRESS", "nobody")
+    assert main(*label_arguments(photos, Path("out"), model_folder)) == 1
+    assert "error: the Ray cluster at RAY_ADDRESS=nobody can't be joined: " in capsys.readouterr().err
 
 
 def test_help_teaches() -> None:

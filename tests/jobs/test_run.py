@@ -175,6 +175,18 @@ def test_a_signal_stops_a_job_that_can_go_on(
     assert read_masks(tmp_path / "out") == label_undisturbed(slow, tmp_path / "still", model_folder, images_per_shard=2)
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes in /proc")
+def test_a_signal_while_ray_starts(run_jobs: RunJobs, photos: Path, model_folder: Path, tmp_path: Path) -> None:
+    """Ray has its own handler then: the words and the exit code are ours all the same."""
+    driver = start_jobs(*label_arguments(photos, tmp_path / "out", model_folder, "--workers", 1), cwd=tmp_path)
+    wait_until(lambda: find_workers(driver.pid, called=b"gcs_server"))
+    driver.send_signal(signal.SIGTERM)
+    _, err = driver.communicate(timeout=60)
+    assert driver.returncode == 143, err
+    assert "stopped by SIGTERM; run the same command again to go on" in err
+    assert "Traceback" not in err
+
+
 def test_a_worker_that_dies_once_its_shard_is_committed(
     cluster: object, run_jobs: RunJobs, model_folder: Path, tmp_path: Path
 ) -> None:

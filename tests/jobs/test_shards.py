@@ -105,6 +105,14 @@ def test_every_fault_is_found_and_named(label_here: LabelHere, break_it: Callabl
     assert any(words in fault for fault in faults), faults
 
 
+def test_what_is_not_labeled_yet_is_no_fault(label_here: LabelHere) -> None:
+    """Of a young run of a million shards two lines each would say nothing."""
+    output = label_here()
+    for name in (MASKS, IMAGES):
+        (output / name).unlink()
+    assert list_faults(output) == []
+
+
 def test_a_temporary_file_of_a_killed_writer_is_no_fault(label_here: LabelHere) -> None:
     """Readers of Parquet folders pass over dotfiles."""
     output = label_here()

@@ -137,6 +137,8 @@ def test_a_driver_killed_before_its_report(
     assert main(*command) == 0
     assert "12 of 12 images done" in capsys.readouterr().out
     assert tell_end(output) == [("finished", 12)] * 2
+    told = json.loads((output / "report.json").read_text())
+    assert (told["num_workers"], told["images_per_s"] > 0) == (2, True)  # Those of the one that was killed.
     assert "finished as of" in read_status(main, output, capsys)
     before = (output / "report.json").stat()
     assert main(*command) == 0

@@ -162,9 +162,18 @@ def test_ten_keys_in_a_row_that_are_forbidden(bench: Bench) -> None:
         bench.client.upload_file(str(write_picture(bench.folder / "x.png", seed=number)), "photos", f"many/{number}.png")
     freeze("s3://photos/many", OUTPUT, bench.model, images_per_shard=12)  # type: ignore[arg-type]
     bench.proxy.set_faults(match="GET .*/many/", status=403, code="AccessDenied")
-    with pytest.raises(StorageError, match="refused 10 images in a row"):
+    with pytest.raises(StorageError, match=r"10 images in a row could not be had, .* nor could any other"):
         label(OUTPUT, range(1))
     assert bench.list_parts("images") == []
+
+
+def test_a_folder_that_is_archived(bench: Bench) -> None:
+    """As many as it holds are rows, while other images of the run can be read."""
+    for number in range(25):
+        bench.client.upload_file(str(write_picture(bench.folder / "x.png", seed=number)), "photos", f"in/old/{number}.png")
+    freeze("s3://photos/in", OUTPUT, bench.model, images_per_shard=40)  # type: ignore[arg-type]
+    bench.proxy.set_faults(match="GET .*/in/old/", status=403, code="InvalidObjectState")
+    assert sorted(map(str, label(OUTPUT, range(1)))) == ["None"] * 8 + ["forbidden"] * 25
 
 
 @pytest.mark.parametrize(("place", "expected"), [("s3://nobody-made-it/in", 1), ("s3://photos/none", 2), ("s3://photos", 1)])

@@ -1,8 +1,10 @@
 """Conversion against its oracle: segment-anything's own modules in PyTorch, with the same rounded weights."""
 
+import itertools
 import json
 import os
 import pickle
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -17,9 +19,13 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the extra convert")
 
 from labeler import graphs  # noqa: E402
+from labeler.architecture import VitEncoder  # noqa: E402
 from labeler.call_size import CALL_SIZES  # noqa: E402
+from labeler.cli import main  # noqa: E402
 from labeler.convert import (  # noqa: E402
     POSITIONS,
+    _hold_folder,
+    _publish,
     build_sam,
     convert_checkpoint,
     load_checkpoint,
@@ -378,9 +384,13 @@ def write_bad_checkpoint(path: Path, kind: str, *, good: Path) -> None:
         path.write_bytes(pickle.dumps(_Foreign()))
     elif kind == "list":
         torch.save(list(state.values()), path)
+    elif kind == "module":
+        torch.save({"model": torch.nn.Linear(2, 2)}, path)
     elif kind == "training":
         torch.save({"model": state, "epoch": 3}, path)
 
+
+PYRAMID = {"encoder": "pyramid", "image_size": 64, "prompt_embed_dim": 32, "decoder_num_heads": 4}
 
 BAD_CHECKPOINTS = {
     "missing": "there is no checkpoint file",
@@ -389,6 +399,7 @@ BAD_CHECKPOINTS = {
     "text": "can't be read as a PyTorch checkpoint",
     "code": "can't be read as a PyTorch checkpoint",
     "list": "holds a list, not a state dict",
+    "module": r"holds Python objects \(torch.nn.modules.linear.Linear\), .* save only the model's state_dict",
     "training": "not tensors are model, epoch; save only the model's state_dict",
 }
 
@@ -456,13 +467,19 @@ def test_weights_that_f16_can_not_hold_are_refused() -> None:
         ({"encoder_global_attn_indexes": [6]}, r"encoder_global_attn_indexes \[6\] name no block"),
         ({"encoder": "resnet"}, "encoder 'resnet' is not one of vit, pyramid"),
         ({"encoder": "pyramid"}, "encoder pyramid does not know encoder_depth"),
+        (PYRAMID | {"encoder_dims": [8, 8, 8], "encoder_depths": [1, 1, 1]}, "encoder pyramid can't be built: "),
+        (PYRAMID | {"encoder_attention_heads": 5}, "encoder pyramid can't be built: "),
+        (PYRAMID | {"encoder_dims": [8, 0, 8, 8]}, "encoder pyramid can't be built: "),
         ({"decoder_num_heads": 5}, "prompt_embed_dim 96 must be a multiple of twice decoder_num_heads"),
     ],
 )
 def test_architectures_that_can_not_be_built_say_why(change: dict[str, Any], message: str) -> None:
     """Unknown keys are errors that name them, and so are numbers that don't fit each other."""
+    known = json.loads(ARCHITECTURE.read_text())
+    if change.get("encoder_dims") or change.get("encoder_attention_heads"):
+        known = {key: value for key, value in known.items() if key not in VitEncoder.model_fields}
     with pytest.raises(OptionsError, match=message):
-        build_sam({**json.loads(ARCHITECTURE.read_text()), **change})
+        build_sam({**known, **change})
 
 
 @pytest.mark.parametrize("text", [None, "{not JSON", "[]", "{}"])
@@ -491,7 +508,7 @@ def test_without_torch_the_extra_is_named() -> None:
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.startswith("ModelError converting a checkpoint needs torch")
-    assert 'pip install "sam-labeler[convert]"' in answer.stdout
+    assert 'pip install ".[convert]"' in answer.stdout
 
 
 def test_official_types_have_the_references_tensors() -> None:
@@ -513,3 +530,53 @@ def test_f32_weights_and_no_onnx_on_request(small_sam: Any, small_folder: Path) 
     weight = small_sam.image_encoder.patch_embed.proj.weight.detach().numpy()
     assert any(value.shape == weight.shape and np.array_equal(value, weight) for value in constants.values())
     assert num_f16 == 0
+
+
+def test_a_disk_that_is_full_is_said(small_folder: Path, tmp_path: Path) -> None:
+    """Files that can't grow stand for a disk that is full: OpenVINO says of both no more than "iostream error"."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(OSError, match="is the disk full"):
+            graphs.onnx_to_openvino(small_folder / "encoder.onnx", xml_path=tmp_path / "encoder.xml", compress=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_other_peoples_files_stay(tmp_path: Path) -> None:
+    """ONNX files of a folder that never was a model of ours are somebody else's; those of an older model go with it."""
+    for place, stays in (("theirs", True), ("ours", False)):
+        work, output = tmp_path / place / "work", tmp_path / place / "output"
+        work.mkdir(parents=True)
+        output.mkdir()
+        (work / "model.json").write_text("new")
+        (output / "encoder.onnx").write_text("an export")
+        if not stays:
+            (output / "model.json").write_text("old")
+        _publish(work, output, keep_onnx=False)
+        assert (output / "encoder.onnx").exists() == stays
+        assert (output / "model.json").read_text() == "new"
+
+
+def test_one_conversion_at_a_time_and_no_leftovers(tmp_path: Path) -> None:
+    """What a killed one left goes with the next; a second one beside it is refused with a sentence, and may come after."""
+    (tmp_path / ".converting-killed").mkdir()
+    (tmp_path / ".converting-killed" / "encoder.onnx").write_text("gigabytes")
+    with _hold_folder(tmp_path):
+        assert not list(tmp_path.iterdir())
+        with pytest.raises(ModelError, match="another conversion is writing"), _hold_folder(tmp_path):
+            pass
+    with _hold_folder(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("flag", ["--output", "--checkpoint", "--calibration"])
+def test_a_conversion_works_on_this_machines_disk(
+    flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """A URL is exit 2 before any work, not a local folder "s3:"."""
+    monkeypatch.chdir(tmp_path)
+    flags = {"--model-type": "vit_b", "--checkpoint": "x.pth", "--output": "x", "--calibration": "x", "--precision": "int8"}
+    assert main(["convert", *itertools.chain(*(flags | {flag: "s3://bucket/x"}).items())]) == 2
+    assert f"{flag} s3://bucket/x: a conversion works on this machine's disk" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -1,8 +1,10 @@
 """What OpenVINO is told on purpose, and how its faults reach a person."""
 
+import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import numpy as np
 import openvino as ov
 import pytest
 
-from labeler.engine import MAX_SHAPES, Engine
+from labeler.engine import MAX_SHAPES, MAX_UNUSED_S, Engine
 from labeler.errors import ModelError
 from labeler.model_folder import ModelInfo, read_model_info
 
@@ -123,6 +125,43 @@ for num_points in range(1, 7):
     for process in processes:
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors.decode()[-2000:]
+
+
+def test_graphs_that_nobody_used_for_a_month_go(prototype_folder: Path, tmp_path: Path) -> None:
+    """Those in use are marked as used each time; what is not ours in the cache stays."""
+    info = read_model_info(prototype_folder)
+    Engine(prototype_folder, info, threads=1, cache_folder=tmp_path)
+    (used,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "1.blob").write_bytes(b"graph")
+    long_ago_s = time.time() - MAX_UNUSED_S
+    os.utime(used, (long_ago_s + 3600, long_ago_s + 3600))
+    os.utime(tmp_path / "old", (long_ago_s - 3600, long_ago_s - 3600))
+    Engine(prototype_folder, info, threads=1, cache_folder=tmp_path)
+    assert [path for path in tmp_path.iterdir() if path.is_dir()] == [used]
+    assert used.stat().st_mtime > time.time() - 3600
+
+
+def test_many_prompts_let_others_ask_meanwhile(prototype_folder: Path) -> None:
+    """Somebody's click is answered, rightly, while masks of everything are made for somebody else."""
+    info = read_model_info(prototype_folder)
+    engine = Engine(prototype_folder, info, threads=1)
+    many, one = make_prompts(info, 9), make_prompts(info, 1)
+    one["features"] = -one["features"]
+    alone = [engine.predict(**many), engine.predict(**one)]
+    answers = []
+
+    def wait_for_a_click(iou: np.ndarray) -> np.ndarray:
+        if not answers:
+            click = threading.Thread(target=lambda: answers.append(engine.predict(**one)), daemon=True)
+            click.start()
+            click.join(timeout=60)
+        return np.ones(len(iou), np.bool_)
+
+    busy = engine.predict(**many, wanted=wait_for_a_click)
+    assert answers
+    np.testing.assert_array_equal(answers[0].logits, alone[1].logits)
+    np.testing.assert_array_equal(busy.logits, alone[0].logits)
 
 
 def test_graphs_of_old_shapes_are_given_back(prototype_folder: Path) -> None:

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import openvino as ov
 import pytest
+from PIL import Image as PillowImage
 from pycocotools import mask as coco_masks
 
 from labeler.cli import main
 from labeler.engine import Engine
-from labeler.errors import ModelError
+from labeler.errors import ModelError, OptionsError
 from labeler.generator import generate_masks
 from labeler.images import decode_image
 from labeler.model_folder import MODEL_JSON, check_model, hash_file, model_sha256, read_model_info
@@ -131,6 +132,17 @@ def test_convert_makes_such_a_folder(tmp_path: Path, photos: Path, capsys: Any) 
     assert "of the masks were found again" in said
     engine = Engine(tmp_path / "model", info, threads=1)
     assert np.isfinite(engine.encode(np.zeros((1, 3, 64, 64), np.float32))).all()
+
+
+def test_calibration_does_not_swallow_archives(tmp_path: Path) -> None:
+    """A file of a terabyte is passed over by its size, hidden ones by their names; what to do with archives is said."""
+    with (tmp_path / "shard-0.tar").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(OptionsError, match=r"images in archives .* have to be taken out"):
+        quantize.find_calibration(tmp_path)
+    (tmp_path / "._photo").write_bytes(b"x")
+    PillowImage.new("RGB", (40, 30)).save(tmp_path / "photo", "PNG")
+    assert quantize.find_calibration(tmp_path).paths == (tmp_path / "photo",)
 
 
 @pytest.mark.parametrize(

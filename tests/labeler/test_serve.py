@@ -204,14 +204,14 @@ def knock(listens_on: str, **headers: str) -> tuple[int, dict[bytes, bytes]]:
 
     named = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
     scope = {"type": "http", "path": "/", "method": "GET", "headers": named}
-    asyncio.run(serve.Gate(page, host=listens_on, max_upload_bytes=1)(scope, None, keep))
+    asyncio.run(serve.Gate(page, host=listens_on, known_as=["Proxy.example"], max_upload_bytes=1)(scope, None, keep))
     return sent[0]["status"], dict(sent[0]["headers"])
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "Labels.example"])
 def test_it_answers_to_this_machines_names_alone(host: str) -> None:
     """To its addresses, its own names and the one it was given: a website whose DNS leads here is somebody else."""
-    for name in ("192.168.1.5", "[fe80::1]", "localhost", socket.gethostname().upper(), host, host.lower()):
+    for name in ("192.168.1.5", "[fe80::1]", "localhost", socket.gethostname().upper(), host, host.lower(), "proxy.example"):
         assert knock(host, host=f"{name}:7860")[0] == 200
     for name in ("evil.example", "1.evil.example", "", "192.168.1.5.evil.example"):
         assert knock(host, host=f"{name}:7860")[0] == 421

@@ -5,11 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 from pycocotools import mask as coco_masks
 
 from training.coco import collect_regions
-from training.photos import Photo, lay_over, list_cutouts, load_drawn_photos, weigh_photos
+from training.photos import MEASURING, Photo, lay_over, list_cutouts, load_drawn_photos, load_photos, weigh_photos
 from training.scenes import PhotoBank
 
 
@@ -98,6 +99,18 @@ def test_stuff_of_panoptic_annotations_falls_into_pieces(tmp_path: Path) -> None
     (tmp_path / "panoptic_some.json").write_text(json.dumps(described))
     collected = collect_regions(images, [tmp_path / "panoptic_some.json"])
     assert sorted(int(coco_masks.area(row["segmentation"])) for row in collected["annotations"]) == [400, 600, 600]
+
+
+def test_scenes_to_measure_with_are_drawn_of_the_same_photographs_as_ever(tmp_path: Path) -> None:
+    """Whatever else lies in the folder; one without any of them is said, not measured with."""
+    for name in ("kodak_01.png", "skimage_cat.png", "wall.png"):
+        Image.new("RGB", (60, 40), (90, 120, 30)).save(tmp_path / name)
+    assert [photo.name for photo in load_photos(tmp_path, begins=MEASURING)] == ["kodak_01.png", "skimage_cat.png"]
+    assert len(load_photos(tmp_path)) == 3
+    (tmp_path / "others").mkdir()
+    (tmp_path / "wall.png").rename(tmp_path / "others" / "wall.png")
+    with pytest.raises(FileNotFoundError, match="none called kodak_ or skimage_"):
+        load_photos(tmp_path / "others", begins=MEASURING)
 
 
 def test_photos_with_many_regions_are_taken_more_often(bank: PhotoBank) -> None:

@@ -42,6 +42,7 @@ class PlainEngine:
 
     def __init__(self, folder: Path, info: ModelInfo, *, threads: int) -> None:
         self.threads = threads
+        self.has_bf16 = False
         self._core = ov.Core()
         self._settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False}
         self._path = folder / "predictor.xml"

@@ -45,11 +45,17 @@ Event = ImageStarted | ImageAwaited | ImageDone | ShardCommitted
 
 @dataclass(frozen=True, slots=True)
 class WorkerInfo:
-    """Where a worker runs, and the most memory it has held by the time it could label. ``node`` is the cluster's name."""
+    """Where a worker runs, and the most memory it has held by the time it could label.
+
+    Attributes:
+        is_slower: it computes in f32 where it could in bf16.
+        node: the cluster's name of its machine.
+    """
 
     host: str
     process: ProcessName
     peak_memory_bytes: int
+    is_slower: bool = False
     node: str = ""
 
     @property

@@ -62,6 +62,7 @@ class Watch:
         self._before = before
         self._num_before = before.num_images
         self._earlier = earlier or {}
+        self._said: set[str] = set()
         self._start_s = time.monotonic()
         self._working_since_s: float | None = None
         self._now = Tally()
@@ -94,6 +95,12 @@ class Watch:
             self._bar.console.print(text, markup=False, highlight=False)
         else:
             print(text, file=sys.stderr, flush=True)
+
+    def say_once(self, text: str) -> None:
+        """A line that is worth it the first time."""
+        if text not in self._said:
+            self._said.add(text)
+            self.say(text)
 
     @contextmanager
     def show(self) -> Iterator["Watch"]:

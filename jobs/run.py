@@ -27,6 +27,11 @@ from labeler.limits import count_usable_cpus
 
 logger = logging.getLogger(__name__)
 
+BF16_HINT = (
+    "the CPUs here have bf16: with --precision bf16, in a new --output, vit_b was 1.6 to 2 times as fast, but masks move "
+    "(--help says how many; python -m benchmarks.precision, in the source tree, measures yours)"
+)
+
 
 def label_shards(
     shards: Sequence[int],
@@ -98,7 +103,10 @@ def follow_worker(worker: Worker, *, crew: Crew, ledger: ShardLedger, watch: Wat
             ray.kill(worker.actor)  # It lives, but what it told is lost.
             worker.ask_again()
         elif task is None:
-            crew.welcome(worker, ray.get(worker.loading))
+            info = ray.get(worker.loading)
+            crew.welcome(worker, info)
+            if info.is_slower:
+                watch.say_once(BF16_HINT)
         else:
             event = ray.get(next(task.events))
             follow_event(event, worker=worker, task=task, crew=crew, watch=watch, metrics=metrics)

@@ -92,7 +92,8 @@ class ShardLabeler:
             prompt_options=record.prompts.options if record.prompts else None,
             outages=OutageWatch(self._draw_uris),
         )
-        return WorkerInfo(platform.node(), name_process(), measure_peak_memory())
+        is_slower = predictor.has_bf16 and record.options.precision == "f32"
+        return WorkerInfo(platform.node(), name_process(), measure_peak_memory(), is_slower)
 
     def label_shard(
         self,

@@ -133,6 +133,7 @@ class Engine:
         self._inner_type = _ELEMENT_TYPES[precision]
         self._core = ov.Core()
         capabilities = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        self.has_bf16 = _CAPABILITIES["bf16"] in capabilities
         self._encoder_precision = encoder_precision or precision
         for needed in (precision, self._encoder_precision):
             if _CAPABILITIES[needed] not in capabilities:

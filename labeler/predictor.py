@@ -56,6 +56,7 @@ class Predictor:
         self._engine = engine
         self.info = info
         self.threads = engine.threads
+        self.has_bf16 = engine.has_bf16
 
     def embed(self, pixels: UInt8, *, crop_xyxy: Box | None = None) -> Embedding:
         """Encode an (H, W, 3) uint8 RGB image, or a part of it (half-open box)."""

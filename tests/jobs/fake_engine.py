@@ -26,6 +26,7 @@ class DiscEngine:
             os._exit(1)
         self._shape = info.embedding_shape
         self.threads = 1
+        self.has_bf16 = "FAKE_ENGINE_BF16" in os.environ
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:
         """(1, 3, S, S) -> (1, C, h, w) whose first value is the mean of the picture."""

@@ -105,7 +105,7 @@ def test_where_every_node_is_left_out_nobody_waits(
     crew.hire(num_shards=9)
     first, *others = crew._workers
     for worker in others:
-        crew.welcome(worker, WorkerInfo("host", ProcessName("elsewhere", 1, "1"), 1, "node1"))
+        crew.welcome(worker, WorkerInfo("host", ProcessName("elsewhere", 1, "1"), 1, node="node1"))
     crew.leave_out(first, StorageError("this node does not see the input"))
     for worker in others:
         crew.hire(num_shards=9)

@@ -42,8 +42,9 @@ def test_a_job_from_end_to_end(
     for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     arguments = label_arguments(photos, Path("out"), model_folder, "--workers", 2, "--images-per-shard", 3)
-    first = run_jobs(*arguments)
+    first = run_jobs(*arguments, FAKE_ENGINE_BF16="1")
     assert first.returncode == 3, first.stderr
+    assert first.stderr.count("the CPUs here have bf16") == 1
     assert "12 of 12 images done" in first.stdout
     assert "2 failed (2 corrupt)" in first.stdout
     assert "python -m export coco out coco.json" in first.stdout

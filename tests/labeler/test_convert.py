@@ -469,7 +469,7 @@ def test_weights_that_f16_can_not_hold_are_refused() -> None:
         ({"encoder": "pyramid"}, "encoder pyramid does not know encoder_depth"),
         (PYRAMID | {"encoder_dims": [8, 8, 8], "encoder_depths": [1, 1, 1]}, "encoder pyramid can't be built: "),
         (PYRAMID | {"encoder_attention_heads": 5}, "encoder pyramid can't be built: "),
-        (PYRAMID | {"encoder_filter_heads": 3}, "encoder pyramid can't be built: "),
+        (PYRAMID | {"encoder_filter_heads": 5}, "encoder pyramid can't be built: "),
         ({"decoder_num_heads": 5}, "prompt_embed_dim 96 must be a multiple of twice decoder_num_heads"),
     ],
 )

@@ -41,7 +41,7 @@ def test_every_split_is_measured_and_the_best_is_named(prototype_folder: Path, t
 
 
 def test_what_can_not_be_measured_is_said(prototype_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """No such folder, one without images, an option out of range: exit 2 and a sentence; a model that fails: exit 1."""
+    """No such folder, one without images, an option out of range, no such model: exit 2 and a sentence."""
     (tmp_path / "empty").mkdir()
     bench = ["bench", "--model", str(prototype_folder)]
     for flags, message in [
@@ -52,7 +52,7 @@ def test_what_can_not_be_measured_is_said(prototype_folder: Path, tmp_path: Path
     ]:
         assert main([*bench, *flags]) == 2
         assert message in capsys.readouterr().err
-    assert main(["bench", "--model", str(tmp_path / "nowhere")]) == 1
+    assert main(["bench", "--model", str(tmp_path / "nowhere")]) == 2
     assert "nowhere" in capsys.readouterr().err
 
 

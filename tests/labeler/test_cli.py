@@ -125,12 +125,11 @@ def test_photo_and_mask_may_lie_in_a_bucket(s3: Any, endpoint: str, prototype_fo
 
 
 def test_what_is_missing_or_broken_is_exit_1(prototype_folder: Path, photo: Path, tmp_path: Path, capsys: Any) -> None:
-    """No model, no photo, a photo that is none, a folder to write into that is a file: each sentence names the file."""
+    """No photo, a photo that is none, a folder to write into that is a file: each sentence names the file. No model is exit 2."""
     broken = tmp_path / "broken.jpg"
     broken.write_text("<html>")
     model, output = str(prototype_folder), str(tmp_path / "masks.json")
     for photo_name, model_name, output_name, words in [
-        (str(photo), "no/such/model", output, "no/such/model"),
         ("no/such.jpg", model, output, "no/such.jpg"),
         (str(broken), model, output, "broken.jpg"),
         (str(photo), model, str(photo / "masks.json"), "masks.json"),
@@ -140,6 +139,8 @@ def test_what_is_missing_or_broken_is_exit_1(prototype_folder: Path, photo: Path
         error = capsys.readouterr().err
         assert words in error
         assert error.count("\n") == 1
+    assert main(["masks", str(photo), "--model", "no/such/model", "--output", output]) == 2
+    assert "no/such/model" in capsys.readouterr().err
 
 
 def test_help_teaches_and_is_quick() -> None:

@@ -125,7 +125,7 @@ def test_photo_and_mask_may_lie_in_a_bucket(s3: Any, endpoint: str, prototype_fo
 
 
 def test_what_is_missing_or_broken_is_exit_1(prototype_folder: Path, photo: Path, tmp_path: Path, capsys: Any) -> None:
-    """No photo, a photo that is none, a folder to write into that is a file: each sentence names the file. No model is exit 2."""
+    """No photo, one that is none, a folder to write into that is a file: each sentence names it. No such model is exit 2."""
     broken = tmp_path / "broken.jpg"
     broken.write_text("<html>")
     model, output = str(prototype_folder), str(tmp_path / "masks.json")

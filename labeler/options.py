@@ -60,8 +60,8 @@ class MaskOptions(BaseModel):
 
     points: Points = "all"
     """'adaptive' asks a coarse part of the grid first and skips points well inside the masks that it found. Some things that
-    lie inside others are lost: on 26 photos with the model tiny it found 14.9 instead of 15.5 % of people's
-    regions (AR), 65 instead of 80 masks a photo, in half the time."""
+    lie inside others are lost: on 26 photos with the model tiny it found 14.7 instead of 15.5 % of people's
+    regions (AR), 68 instead of 85 masks a photo, in about half the time."""
 
     point_grids: Annotated[tuple[_PointGrid, ...] | None, BeforeValidator(_read_point_grids)] = None
     """A JSON file with one list of [x, y] a crop layer, each 0-1 of the crop's width and height, instead of the grids."""
@@ -97,8 +97,8 @@ class MaskOptions(BaseModel):
     """Drop masks that cover more than this part of the image, before any duplicate is looked for. SA-1B used 0.95."""
 
     precision: Precision = "f32"
-    """What the CPU computes in. bf16 and f16 are faster where the CPU has them and move masks: with the model tiny before its
-    last training bf16 found 70 % of f32's masks again (IoU 0.9), f16 98 %, as many of people's regions. f32 by default."""
+    """What the CPU computes in. bf16 and f16 are faster where the CPU has them and move masks: with an earlier
+    model tiny bf16 found 70 % of f32's masks again (IoU 0.9), f16 98 %, as many of people's regions. f32 by default."""
 
     exif: Exif = "apply"
     """Turn photos upright as their EXIF orientation says, or take the stored pixels. Masks are in the frame chosen here."""

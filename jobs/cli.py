@@ -29,7 +29,7 @@ from labeler.errors import OptionsError, StorageError
 from labeler.flags import EXIT_DONE, EXIT_STOPPED, EXIT_USAGE, MaskFlags, given_options, run_command
 from labeler.models import find_model, read_model_info
 from labeler.options import Preset, PromptOptions, name_prices, resolve_mask_options
-from labeler.retries import use_retries
+from labeler.retries import TRIES_OF_A_MINUTE, use_retries
 from labeler.stores import find_bucket, parse_store_options, use_store_options
 
 EXIT_TOO_MANY_FAILED = 3
@@ -286,7 +286,7 @@ def _find_model(name: str, *, record: RunRecord | None, output: str) -> Path:
 def _open_run(output: str, storage_options: Sequence[str]) -> RunRecord:
     """The run, with the store options that ``label`` was given: those of other places are of no use here."""
     use_store_options(parse_store_options(storage_options, places={"input": None, "output": output, "model": None}))
-    use_retries(JobOptions().storage_retries)
+    use_retries(TRIES_OF_A_MINUTE)
     return _read_run(output)
 
 

@@ -1,6 +1,6 @@
 """A planned run, from where it stands to its end: what is left, the workers at it, the report. Must not know flags or words."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,7 +55,7 @@ def complete_run(
         lease.take()
         committed = _list_committed(output, record)
     redone = find_failed_shards(output, committed, kinds=retry_kinds)
-    progress = read_report(output, "progress.json")
+    progress, report = read_report(output, "progress.json"), read_report(output, "report.json") if committed else None
     before = read_tally(output, committed, progress=progress)
     todo = sorted((set(range(record.num_shards)) - committed) | set(redone))
     if redone:
@@ -66,12 +66,10 @@ def complete_run(
         say(f"going on: {before.num_images} of {record.num_images} images are done")
     if job.images_per_shard != record.images_per_shard and "images_per_shard" in job.model_fields_set:
         say(f"--images-per-shard stays {record.images_per_shard}: the plan is frozen")
-    told = (progress, read_report(output, "report.json") if committed else None)
-    earlier = next((report for report in told if report and report.get("images_per_s")), None)
+    earlier = next((told for told in (progress, report) if told and told.get("images_per_s")), None)
     watch = Watch(output, record=record, before=before, shards_before=committed, redone=redone, earlier=earlier)
     if not todo:
-        report = read_report(output, "report.json")
-        if report is None or not _is_end_written(output, record):  # Whoever committed the last shard was killed before it.
+        if report is None or not _tell_end(record, report, progress):  # Whoever committed the last shard was killed before it.
             lease.take()
             report = watch.finish("finished", check=lease.check)
         return Outcome(report, watch.tally)
@@ -101,9 +99,8 @@ def complete_run(
     return Outcome(report, watch.tally, given_up)
 
 
-def _is_end_written(output: str, record: RunRecord) -> bool:
+def _tell_end(record: RunRecord, *files: Mapping[str, Any] | None) -> bool:
     """Whether the report, and ``progress.json`` where there is one, tell of a run that is finished, with all its images."""
-    files = [read_report(output, name) for name in ("report.json", "progress.json")]
     ends = [(file.get("state"), file.get("num_done")) for file in files if file is not None]
     return all(end == ("finished", record.num_images) for end in ends)
 

@@ -22,11 +22,10 @@ def read_image(ref: ImageRef, *, image_column: str | None = None) -> bytes:
     """
     if ref.is_holder:
         raise _explain_holder(ref)
-    member, row = split_member_uri(ref.uri), split_row_uri(ref.uri)
+    member, row = split_member_uri(ref.uri), _split_row(ref)
     if member is not None:
         return _read_member(ref, *member)
-    # A file may be called so too; where the plan has the row's number there is no doubt.
-    if row is not None and (ref.offset is not None or row[0].lower().endswith(".parquet")):
+    if row is not None:
         _check_etag(ref, row[0])
         try:
             return read_row(*row, wanted=image_column)
@@ -39,24 +38,38 @@ def read_image(ref: ImageRef, *, image_column: str | None = None) -> bytes:
     return data
 
 
-def find_holder(uri: str) -> str:
-    """The file that a URI's bytes are in: an archive or a table, or the image itself."""
-    member, row = split_member_uri(uri), split_row_uri(uri)
-    return member[0] if member is not None else row[0] if row is not None else uri
+def find_holder(ref: ImageRef) -> str:
+    """The file that an image's bytes are in: an archive or a table, or the image itself."""
+    member, row = split_member_uri(ref.uri), _split_row(ref)
+    return member[0] if member is not None else row[0] if row is not None else ref.uri
 
 
-def look_again(ref: ImageRef) -> ImageRef:
-    """The same image as its file is now: one that was mended since the run was planned is not ``changed`` for ever.
+def may_be_looked_at_again(ref: ImageRef) -> bool:
+    """Whether it is a file by itself of which the plan says how it looked.
 
     What lies in archives and tables stays as it was planned, for it may be at another place in them by now.
     """
-    if ref.etag is None or ref.offset is not None or find_holder(ref.uri) != ref.uri:
+    return ref.etag is not None and ref.offset is None and find_holder(ref) == ref.uri
+
+
+def look_again(ref: ImageRef) -> ImageRef:
+    """The same image as its file is now: one that was mended since the run was planned is not ``changed`` for ever."""
+    if not may_be_looked_at_again(ref):
         return ref
     try:
         file = storage.stat_file(ref.uri)
     except (FileNotFoundError, PermissionError):
         return ref
     return replace(ref, size_bytes=file.size_bytes, etag=file.etag)
+
+
+def _split_row(ref: ImageRef) -> tuple[str, int] | None:
+    """The table and the row, or None where it is none of a table.
+
+    A file may be called so too; where the plan has the row's number there is no doubt.
+    """
+    row = split_row_uri(ref.uri)
+    return row if row is not None and (ref.offset is not None or row[0].lower().endswith(".parquet")) else None
 
 
 def _read_member(ref: ImageRef, archive: str, name: str) -> bytes:

@@ -13,6 +13,7 @@ from typing import Any
 
 from jobs.asking import read_prompts
 from jobs.plan import PlannedImage, RunRecord, read_shard
+from jobs.reading import may_be_looked_at_again
 from jobs.shards import locate_part
 from jobs.verify_prompts import check_prompt_rows, check_prompts_plan
 from labeler import rle, storage, tables
@@ -21,7 +22,8 @@ from labeler.models import check_model, find_model, model_sha256
 
 _TABLES: tuple[tables.TableName, ...] = ("plan", "masks", "images")
 _TABLES_OF_PROMPTS: tuple[tables.TableName, ...] = ("prompts_plan", "prompts")
-_FROM_PLAN = ("image_id", "uri", "file_name", "source_id")  # An image that was labeled again may have another size.
+_FROM_PLAN = ("image_id", "uri", "file_name", "source_id")
+_LOOKS = ("size_bytes", "etag")
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,8 +176,9 @@ def _check_rows(rows: Sequence[dict[str, Any]], planned: Sequence[PlannedImage])
         return
     for row, image in zip(rows, planned, strict=True):
         who = f"image {row['image_id']} ({row['file_name']})"
-        expected = {"image_id": image.image_id, **{name: getattr(image.ref, name) for name in _FROM_PLAN[1:]}}
-        if any(row[name] != expected[name] for name in _FROM_PLAN):
+        names = _FROM_PLAN if may_be_looked_at_again(image.ref) else (*_FROM_PLAN, *_LOOKS)
+        expected = {"image_id": image.image_id, **{name: getattr(image.ref, name) for name in names[1:]}}
+        if any(row[name] != expected[name] for name in names):
             yield f"{who} is another image than planned"
         if row["status"] == "ok":
             if row["error_kind"] is not None or not (row["width"] and row["height"]):

@@ -179,7 +179,7 @@ class ShardLabeler:
         """Files from anywhere in the run: images, or the archives and tables that hold them."""
         for _ in range(_NUM_DRAWN):
             images = read_shard(self._output, self._record, random.randrange(self._record.num_shards))
-            yield find_holder(random.choice(images).ref.uri)
+            yield find_holder(random.choice(images).ref)
 
     def _stop_after_faults_in_a_row(self, result: LabeledImage, *, is_second_chance: bool) -> None:
         """Images that had errors before are expected to have them again: they do not count."""

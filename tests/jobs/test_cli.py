@@ -102,22 +102,27 @@ def test_a_model_that_is_called_wrong_is_a_wrong_option(main: Callable[..., int]
     assert "--model vit_p: neither one of tiny, vit_b, vit_l, vit_h" in capsys.readouterr().err
 
 
-def test_rays_client_is_no_way_to_a_cluster(
-    main: Callable[..., int], photos: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    """Exit 2 and how to go about it, not an error from Ray's inside."""
-    monkeypatch.setenv("RAY_ADDRESS", "ray://127.0.0.1:10001")
-    assert main(*label_arguments(photos, Path("out"), model_folder)) == 2
-    assert "a job does not run through Ray's client; submit it" in capsys.readouterr().err
-
-
+@pytest.mark.parametrize(
+    ("address", "expected", "words"),
+    [
+        ("ray://127.0.0.1:10001", 2, "a job does not run through Ray's client; submit it"),
+        ("nobody", 1, "error: the Ray cluster at RAY_ADDRESS=nobody can't be joined: "),
+    ],
+)
 def test_a_cluster_that_can_not_be_joined_is_named(
-    main: Callable[..., int], photos: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    main: Callable[..., int],
+    photos: Path,
+    model_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+    address: str,
+    expected: int,
+    words: str,
 ) -> None:
-    """Exit 1 and a sentence: here there is none to find."""
-    monkeypatch.setenv("RAY_ADDRESS", "nobody")
-    assert main(*label_arguments(photos, Path("out"), model_folder)) == 1
-    assert "error: the Ray cluster at RAY_ADDRESS=nobody can't be joined: " in capsys.readouterr().err
+    """Ray's client is no way (exit 2, and how to go about it), nor is a cluster that is not there (exit 1): a sentence each."""
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    assert main(*label_arguments(photos, Path("out"), model_folder)) == expected
+    assert words in capsys.readouterr().err
 
 
 def test_help_teaches() -> None:

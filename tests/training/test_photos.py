@@ -34,12 +34,12 @@ def test_cutouts_lie_in_their_box_and_are_no_backgrounds() -> None:
 
 
 def test_regions_that_people_drew_stand_above_found_ones() -> None:
-    """People's alone at the middle level, with a coarse segmentation around them at the last; the smaller lies above."""
+    """People's alone at the finer levels, with a coarse segmentation around them at the last; the smaller lies above."""
     found = np.stack([np.full((40, 60), level + 1, dtype=np.uint16) for level in range(3)])
     large, small = np.zeros((80, 120), np.uint8), np.zeros((80, 120), np.uint8)
     large[20:60, 20:100], small[30:40, 30:50] = 1, 1
     fine, drawn, coarse = lay_over(found, [small, large])
-    assert (fine == 2).all()
+    assert (fine == drawn).all()
     assert (drawn[10:30, 10:50] > 0).all()
     assert (np.delete(drawn, np.s_[10:30], axis=0) == 0).all()
     assert drawn[17, 20] != drawn[12, 12]
@@ -114,9 +114,9 @@ def test_scenes_to_measure_with_are_drawn_of_the_same_photographs_as_ever(tmp_pa
 
 
 def test_photos_with_many_regions_are_taken_more_often(bank: PhotoBank) -> None:
-    """Those that people drew in stay as many as before against the others, and share that by their regions."""
+    """Those that people drew in count twice against the others, in the mean, and share that by their regions."""
     photos = [replace(bank.photos[0], num_drawn=number) for number in (0, 0, 1, 3)]
-    assert weigh_photos(photos).tolist() == [0.25, 0.25, 0.125, 0.375]
+    assert weigh_photos(photos) == pytest.approx([1 / 6, 1 / 6, 1 / 6, 1 / 2])
     assert weigh_photos(photos[:2]).tolist() == [0.5, 0.5]
 
 

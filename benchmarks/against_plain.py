@@ -32,7 +32,7 @@ from jobs.shards import Tally
 from jobs.sources import list_images
 from jobs.worker import ShardLabeler
 from labeler import storage
-from labeler.models import read_model_info
+from labeler.model_folder import read_model_info
 from labeler.options import resolve_mask_options
 
 ENGINE = "labeler.engine:Engine"

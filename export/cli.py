@@ -9,13 +9,14 @@ from cyclopts import App, Parameter
 
 from export.coco import CocoOptions, export_coco
 from export.fiftyone import FiftyoneOptions, export_fiftyone
+from export.folders import FolderOptions
 from export.labelme import LabelmeOptions, export_labelme
-from export.masks import MasksOptions, export_masks
+from export.masks import export_masks
 from export.options import SelectionOptions
 from export.page import MAX_IMAGES, PAGE, export_page
 from export.preview import CONTACT_SHEET, PreviewOptions, export_preview
 from export.progress import show_progress
-from export.sa1b import Sa1bOptions, export_sa1b
+from export.sa1b import export_sa1b
 from export.selection import Report, Watch
 from export.yolo import YoloOptions, export_yolo
 from labeler import storage
@@ -122,7 +123,7 @@ def sa1b(
     target: str,
     /,
     *,
-    options: Annotated[Sa1bOptions | None, Parameter(name="*", negative=())] = None,
+    options: Annotated[FolderOptions | None, Parameter(name="*", negative=())] = None,
     opening: Annotated[OpeningPart, Parameter(name="*")] = OpeningPart(),
 ) -> int:
     """Write SA-1B's layout: one JSON beside each picture, with exactly that dataset's fields, which know no categories.
@@ -135,7 +136,7 @@ def sa1b(
         output: The folder that `jobs label` wrote into.
         target: The folder to write: new, empty, or one with the same export of the same run, which is renewed.
     """
-    return _export(export_sa1b, output, target, options=options or Sa1bOptions(), opening=opening)
+    return _export(export_sa1b, output, target, options=options or FolderOptions(), opening=opening)
 
 
 @app.command
@@ -168,7 +169,7 @@ def masks(
     target: str,
     /,
     *,
-    options: Annotated[MasksOptions | None, Parameter(name="*", negative=())] = None,
+    options: Annotated[SelectionOptions | None, Parameter(name="*", negative=())] = None,
     opening: Annotated[OpeningPart, Parameter(name="*")] = OpeningPart(),
 ) -> int:
     """Write one 16-bit PNG of instance ids an image: 0 is background, else mask_id + 1; small masks lie on large ones.
@@ -181,7 +182,7 @@ def masks(
         output: The folder that `jobs label` wrote into.
         target: The folder to write: new, empty, or one with the same export of the same run, which is renewed.
     """
-    return _export(export_masks, output, target, options=options or MasksOptions(), opening=opening)
+    return _export(export_masks, output, target, options=options or SelectionOptions(), opening=opening)
 
 
 @app.command

@@ -16,11 +16,7 @@ from labeler.runs import Run
 _MAX_ID = np.iinfo(np.uint16).max
 
 
-class MasksOptions(SelectionOptions):
-    """What goes into the folder."""
-
-
-def export_masks(run: Run, target: str, *, options: MasksOptions, watch: Watch | None = None) -> Report:
+def export_masks(run: Run, target: str, *, options: SelectionOptions, watch: Watch | None = None) -> Report:
     """Write the committed shards of a run as pictures of instance ids.
 
     Raises:

@@ -14,11 +14,7 @@ from export.selection import ExportImage, Report, Watch
 from labeler.runs import Run
 
 
-class Sa1bOptions(FolderOptions):
-    """What goes into the folder."""
-
-
-def export_sa1b(run: Run, target: str, *, options: Sa1bOptions, watch: Watch | None = None) -> Report:
+def export_sa1b(run: Run, target: str, *, options: FolderOptions, watch: Watch | None = None) -> Report:
     """Write the committed shards of a run as a folder like SA-1B's.
 
     Raises:

@@ -7,8 +7,9 @@ from cyclopts import Group, Parameter
 from cyclopts.validators import Number
 
 from labeler.flags import EXIT_DONE, MaskFlags, given_options
-from labeler.models import find_model, read_model_info
-from labeler.options import Preset, resolve_mask_options
+from labeler.model_folder import read_model_info
+from labeler.models import find_model
+from labeler.options import Preset, check_given_options, resolve_mask_options
 from labeler.stores import parse_store_options, use_store_options
 
 _MASKS = Group("Options that change masks, and with them the time", sort_key=2)
@@ -52,7 +53,7 @@ def bench(
     from jobs.bench import describe_bench, run_bench
 
     given = given_options(mask_flags)
-    resolve_mask_options(given, preset=preset)  # A bad option is said before a model is fetched.
+    check_given_options(given, preset=preset)
     use_store_options(parse_store_options(storage_options, places={"images": images, "model": model}))
     folder = find_model(model)
     info = read_model_info(folder)

@@ -27,8 +27,9 @@ from labeler import storage, tables
 from labeler.checkpoints import CHECKPOINTS
 from labeler.errors import OptionsError, StorageError
 from labeler.flags import EXIT_DONE, EXIT_STOPPED, EXIT_USAGE, MaskFlags, given_options, run_command
-from labeler.models import find_model, read_model_info
-from labeler.options import Preset, PromptOptions, name_prices, resolve_mask_options
+from labeler.model_folder import read_model_info
+from labeler.models import find_model
+from labeler.options import Preset, PromptOptions, check_given_options, name_prices, resolve_mask_options
 from labeler.retries import TRIES_OF_A_MINUTE, use_retries
 from labeler.stores import find_bucket, parse_store_options, use_store_options
 
@@ -99,7 +100,7 @@ def label(
     """
     selection, job = selection or Selection(), job or JobOptions()
     given = given_options(mask_flags)
-    resolve_mask_options(given, preset=preset)  # A bad option is said before anything is listed or loaded.
+    check_given_options(given, preset=preset)
     check_prompt_flags(prompts, prompt_options, given=given, preset=preset, extend=extend)
     kinds = parse_kinds(retry_failed)
     if extend and (selection.limit or selection.sample):

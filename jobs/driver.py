@@ -58,16 +58,24 @@ def complete_run(
     progress, report = read_report(output, "progress.json"), read_report(output, "report.json") if committed else None
     before = read_tally(output, committed, progress=progress)
     todo = sorted((set(range(record.num_shards)) - committed) | set(redone))
+    num_again = sum(tally.errors.get(kind, 0) for tally in redone.values() for kind in retry_kinds)
     if redone:
         storage.delete(storage.join(output, "progress.json"))  # It counts shards that are about to change.
-        num_again = sum(tally.errors.get(kind, 0) for tally in redone.values() for kind in retry_kinds)
         say(f"labeling {num_again} failed images of {len(redone)} shards again")
     if committed:
         say(f"going on: {before.num_images} of {record.num_images} images are done")
     if job.images_per_shard != record.images_per_shard and "images_per_shard" in job.model_fields_set:
         say(f"--images-per-shard stays {record.images_per_shard}: the plan is frozen")
     earlier = next((told for told in (progress, report) if told and told.get("images_per_s")), None)
-    watch = Watch(output, record=record, before=before, shards_before=committed, redone=redone, earlier=earlier)
+    watch = Watch(
+        output,
+        record=record,
+        before=before,
+        shards_before=committed,
+        redone=redone,
+        num_again=num_again,
+        earlier=earlier,
+    )
     if not todo:
         if report is None or not _tell_end(record, report, progress):  # Whoever committed the last shard was killed before it.
             lease.take()

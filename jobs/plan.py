@@ -30,7 +30,7 @@ from jobs.sources import find_root, may_be_list
 from labeler import storage, tables
 from labeler.checkpoints import CHECKPOINTS
 from labeler.errors import OptionsError, StorageError, StorageRefusedError
-from labeler.models import ModelInfo, model_sha256, read_model_info
+from labeler.model_folder import ModelInfo, model_sha256, read_model_info
 from labeler.options import MaskOptions, fingerprint
 
 logger = logging.getLogger(__name__)

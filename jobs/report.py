@@ -44,7 +44,12 @@ class Watch:
         before: the tally of the shards that were committed before this process started.
         shards_before: these shards.
         redone: of these the ones whose failed images are labeled again, and their tallies, which count until they are.
+        num_again: how many images that are.
         earlier: the last report of the process before; its rates stand until an image is labeled here.
+
+    Attributes:
+        tally: all committed images of the run, earlier ones too.
+        num_todo: images to label when this process started.
     """
 
     def __init__(
@@ -55,20 +60,19 @@ class Watch:
         before: Tally,
         shards_before: Collection[int] = (),
         redone: Mapping[int, Tally] | None = None,
+        num_again: int = 0,
         earlier: Mapping[str, Any] | None = None,
     ) -> None:
+        self.tally = before
+        self.num_todo = record.num_images - before.num_images + num_again
         self._output = output
         self._record = record
-        self._before = before
-        self._num_before = before.num_images
         self._earlier = earlier or {}
         self._said: set[str] = set()
         self._start_s = time.monotonic()
         self._working_since_s: float | None = None
-        self._now = Tally()
         self._labeled = Tally()
         self._redone = dict(redone or {})
-        self._num_again = sum(tally.num_failed for tally in self._redone.values())
         self._shards = ShardSet(record.num_shards, set(shards_before) - set(self._redone))
         self._suspects: dict[int, Tally | None] = {}
         self._in_work: dict[int, Tally] = defaultdict(Tally)
@@ -78,16 +82,6 @@ class Watch:
         self._line_due_s = self._start_s + _SECONDS_BETWEEN_LINES
         self._file_due_s = self._start_s
         self._bar: Progress | None = None
-
-    @property
-    def tally(self) -> Tally:
-        """All committed images of the run, earlier ones too."""
-        return self._before + self._now
-
-    @property
-    def num_todo(self) -> int:
-        """Images to label when this process started."""
-        return self._record.num_images - self._num_before + self._num_again
 
     def say(self, text: str) -> None:
         """A line for people."""
@@ -111,7 +105,7 @@ class Watch:
             return
         columns = (BarColumn(), TextColumn("{task.completed}/{task.total} images"), _Status(self))
         with Progress(*columns, console=console, refresh_per_second=4) as self._bar:
-            self._bar.add_task("label", total=self._record.num_images, completed=self._before.num_images)
+            self._bar.add_task("label", total=self._record.num_images, completed=self.tally.num_images)
             yield self
 
     def count_image(self, shard: int, done: ImageDone) -> None:
@@ -128,8 +122,7 @@ class Watch:
         if committed.shard in self._shards:
             return
         tally = committed.tally
-        self._before -= self._redone.pop(committed.shard, Tally())
-        self._now += tally
+        self.tally = self.tally - self._redone.pop(committed.shard, Tally()) + tally
         self._labeled += tally - committed.kept
         self._shards.add(committed.shard)
         if committed.shard in self._suspects:
@@ -144,7 +137,7 @@ class Watch:
         """A shard that more than one worker had was counted, but does not count any more."""
         tally = self._suspects.get(shard)
         if tally is not None:
-            self._now -= tally
+            self.tally -= tally
             self._shards.discard(shard)
 
     def drop_shard(self, shard: int) -> None:

@@ -18,7 +18,8 @@ from jobs.shards import locate_part
 from jobs.verify_prompts import check_prompt_rows, check_prompts_plan
 from labeler import rle, storage, tables
 from labeler.errors import ERROR_KINDS, ModelError, PartDamagedError, StorageError
-from labeler.models import check_model, find_model, model_sha256
+from labeler.model_folder import model_sha256, read_model_info
+from labeler.models import find_model
 
 _TABLES: tuple[tables.TableName, ...] = ("plan", "masks", "images")
 _TABLES_OF_PROMPTS: tuple[tables.TableName, ...] = ("prompts_plan", "prompts")
@@ -91,7 +92,7 @@ def _check_plan(output: str, record: RunRecord) -> Iterator[str]:
 
 def _check_model(output: str, record: RunRecord) -> Iterator[str]:
     try:
-        if model_sha256(check_model(find_model(storage.join(output, "model")))) != record.model.sha256:
+        if model_sha256(read_model_info(find_model(storage.join(output, "model")))) != record.model.sha256:
             yield f"{output}/model is not the model that run.json names"
     except ModelError as error:
         yield f"{output}/model: {error}"
@@ -212,7 +213,10 @@ def _find_mask_fault(mask: dict[str, Any], row: dict[str, Any]) -> str | None:
         return f"has the file name {mask['file_name']}"
     if size != list(image_hw):
         return f"has size {size}, but its image {list(image_hw)}"
-    runs = rle.counts_to_runs(counts)
+    try:
+        runs = rle.counts_to_runs(counts)
+    except ValueError:
+        return "has counts that are no run lengths"
     if int(runs.sum()) != image_hw[0] * image_hw[1]:
         return "has run lengths that do not add up to its image"
     if mask["area"] != rle.measure_areas([counts], image_hw=image_hw)[0] or mask["area"] != int(runs[1::2].sum()):

@@ -27,7 +27,8 @@ from jobs.shards import commit_shard, read_kept, tally_rows
 from labeler import storage
 from labeler.errors import ImageError, LabelerError, ModelError, StorageError
 from labeler.generator import warm_up
-from labeler.models import check_model, find_cache_folder, find_model, model_sha256, read_model_info
+from labeler.model_folder import model_sha256, read_model_info
+from labeler.models import find_cache_folder, find_model
 from labeler.options import MaskOptions
 from labeler.predictor import Predictor
 from labeler.retries import use_retries
@@ -80,7 +81,7 @@ class ShardLabeler:
         if not storage.has_content(root):
             raise StorageError(f"{platform.node()} does not see the input {root}, or sees an empty folder: is it mounted?")
         folder = find_model(storage.join(self._output, "model"))
-        if model_sha256(check_model(folder)) != record.model.sha256:
+        if model_sha256(read_model_info(folder)) != record.model.sha256:
             raise ModelError(f"{self._output}/model is not the model that {self._output}/run.json names")
         predictor = load_predictor(folder, options=record.options, threads=self._threads, engine=self._engine)
         self._record = record

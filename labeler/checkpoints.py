@@ -84,15 +84,6 @@ class _UnavailableError(Exception):
         self.final = final
 
 
-def fetch_checkpoint(model_type: str, *, cache: Path) -> Path:
-    """The official checkpoint of this type as a local, verified file; downloaded where it is not there yet.
-
-    Raises:
-        ModelError: see ``download``.
-    """
-    return download(CHECKPOINTS[model_type], folder=cache / "checkpoints")
-
-
 def download(checkpoint: Checkpoint, *, folder: Path) -> Path:
     """Bring a published file into a folder, whole and verified, or take the one that lies there.
 

@@ -21,7 +21,7 @@ from labeler.errors import ImageError, OptionsError, StorageError
 from labeler.flags import EXIT_CODES_HELP, EXIT_DONE, MaskFlags, given_options, run_command
 from labeler.images import decode_image, encode_png
 from labeler.limits import count_usable_cpus
-from labeler.options import MaskOptions, Precision, Preset, name_prices, resolve_mask_options
+from labeler.options import MaskOptions, Precision, Preset, check_given_options, name_prices, resolve_mask_options
 from labeler.stores import parse_store_options, use_store_options
 from labeler.types import Bool, Image, MaskSet, Prompts, UInt32
 
@@ -129,8 +129,7 @@ def masks(
         preset: A named set of the options below: sa1b is how the dataset SA-1B was made. Single options win over it.
     """
     given = given_options(flags)
-    # A bad option is said before a model is fetched; whether grids fit the layers also depends on the model's defaults.
-    resolve_mask_options({name: value for name, value in given.items() if name != "point_grids"}, preset=preset)
+    check_given_options(given, preset=preset)
     _open_stores(storage_options, photo=photo, model=model, output=output)
     folder, info = _find_model(model)
     options = resolve_mask_options(given, preset=preset, model_defaults=info.defaults)

@@ -111,7 +111,7 @@ def encode_layer(masks: Sequence[UInt32], *, colors: Sequence[int], image_hw: Si
     channels, alphas = [0, 0, 0], [0]
     for tint, alpha in _LAYER_STYLES:
         full = np.array(tint, np.float32)
-        for ring, ring_alpha in ((full, alpha), (full * 0.2, 0.7), (full * 0.6 + 255 * 0.4, 0.9)):
+        for ring, ring_alpha in ((full, alpha), *_list_outlines(full)):
             channels += ring.astype(int).tolist()
             alphas.append(round(255 * ring_alpha))
     picture.putpalette(channels)
@@ -247,8 +247,13 @@ def _paint_mask(target: UInt8, photo: UInt8, mask: Bool, *, color: tuple[int, in
     inner = _erode(core, line_px)
     target[mask] = _mix(photo[mask], tint, alpha=FILL_ALPHA)
     if core.any():  # Else a mask as thin as its outline would be nothing but dark.
-        target[mask & ~core] = _mix(photo[mask & ~core], tint * 0.2, alpha=0.7)
-        target[core & ~inner] = _mix(photo[core & ~inner], tint * 0.6 + 255 * 0.4, alpha=0.85)
+        for ring, (line, alpha) in zip((mask & ~core, core & ~inner), _list_outlines(tint), strict=True):
+            target[ring] = _mix(photo[ring], line, alpha=alpha)
+
+
+def _list_outlines(tint: Float32) -> tuple[tuple[Float32, float], tuple[Float32, float]]:
+    """Colour (3,) and alpha of a mask's two lines, from the outside in: dark, then light."""
+    return (tint * np.float32(0.2), 0.7), (tint * np.float32(0.6) + np.float32(255 * 0.4), 0.85)
 
 
 def _mix(photo: UInt8, color: Float32, *, alpha: float) -> UInt8:

@@ -12,20 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from labeler import storage
-from labeler.checkpoints import CHECKPOINTS, fetch_checkpoint, open_alone
+from labeler.checkpoints import CHECKPOINTS, download, open_alone
 from labeler.errors import ModelError, UnknownModelError
-from labeler.model_folder import (
-    FORMAT_VERSION,
-    MODEL_JSON,
-    ModelInfo,
-    Weights,
-    check_model,
-    model_sha256,
-    parse_model_info,
-    read_model_info,
-)
-
-__all__ = ["ModelInfo", "check_model", "find_cache_folder", "find_model", "model_sha256", "read_model_info"]
+from labeler.model_folder import FORMAT_VERSION, MODEL_JSON, check_model, parse_model_info
 
 logger = logging.getLogger(__name__)
 
@@ -43,14 +32,13 @@ def find_cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sam-labeler"
 
 
-def find_model(name: str, *, cache: Path | None = None, weights: Weights = "f16") -> Path:
+def find_model(name: str, *, cache: Path | None = None) -> Path:
     """A complete model folder on this machine's disk.
 
     Args:
         name: ``tiny``, ``vit_b``, ``vit_l``, ``vit_h``, a folder, or a folder's URI. A name wins over a folder called
             the same; ``./vit_b`` is the folder.
         cache: where downloads and conversions are kept; ``find_cache_folder()`` by default.
-        weights: for the official names, the precision of the weights on disk.
 
     Raises:
         UnknownModelError: there is none.
@@ -59,7 +47,7 @@ def find_model(name: str, *, cache: Path | None = None, weights: Weights = "f16"
     """
     cache = cache or find_cache_folder()
     if name in CHECKPOINTS:
-        return _find_official(name, cache=cache, weights=weights)
+        return _find_official(name, cache=cache)
     folder = TINY_FOLDER if name == TINY else storage.uri_to_path(name)
     if folder is None:
         return _fetch_folder(name, cache=cache)
@@ -70,16 +58,16 @@ def find_model(name: str, *, cache: Path | None = None, weights: Weights = "f16"
     return folder
 
 
-def _find_official(model_type: str, *, cache: Path, weights: Weights) -> Path:
+def _find_official(model_type: str, *, cache: Path) -> Path:
     """The official checkpoint as a model folder, converted once a machine."""
     checkpoint = CHECKPOINTS[model_type]
-    name = f"{model_type}-{weights}-{checkpoint.sha256[:12]}-v{FORMAT_VERSION}"
+    name = f"{model_type}-f16-{checkpoint.sha256[:12]}-v{FORMAT_VERSION}"
 
     def convert(folder: Path) -> None:
         from labeler.convert import convert_checkpoint
 
-        path = fetch_checkpoint(model_type, cache=cache)
-        convert_checkpoint(path, output=folder, model_type=model_type, weights=weights)
+        path = download(checkpoint, folder=cache / "checkpoints")
+        convert_checkpoint(path, output=folder, model_type=model_type, weights="f16")
 
     return _find_cached(cache / "models" / name, make=convert)
 

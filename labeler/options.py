@@ -166,6 +166,15 @@ def resolve_mask_options(
         raise OptionsError(describe_validation_error(error)) from error
 
 
+def check_given_options(given: Mapping[str, Any], *, preset: Preset | None) -> None:
+    """Say what is wrong with options before a model is fetched. Whether grids fit the layers hangs on its defaults, too.
+
+    Raises:
+        OptionsError: see ``resolve_mask_options``.
+    """
+    resolve_mask_options({name: value for name, value in given.items() if name != "point_grids"}, preset=preset)
+
+
 def name_prices(options: MaskOptions) -> list[str]:
     """What options that trade masks for time cost where it was measured, a sentence each; for who has chosen them."""
     prices = []

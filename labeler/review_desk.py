@@ -24,7 +24,6 @@ ORDERS: tuple[Order, ...] = ("as in the run", "most masks", "fewest masks", "low
 _IMAGE_COLUMNS = (
     "image_id", "file_name", "uri", "width", "height", "status", "error_kind", "error_message", "num_masks",
 )  # fmt: skip
-_MASK_COLUMNS = ("image_id", "mask_id", *(name for name in tables.MASKS_SCHEMA.names if name not in ("image_id", "mask_id")))
 _KEPT_SHARDS = 4
 
 
@@ -147,9 +146,8 @@ class ReviewDesk:
 
     def _read_shard_anew(self, shard: int) -> dict[int, list[Row]]:
         """The rows of a shard's masks, by image."""
-        columns = _MASK_COLUMNS
         rows: dict[int, list[Row]] = {}
-        for row in iterate_rows(self.run, table="masks", columns=columns, shards=[shard]):
+        for row in iterate_rows(self.run, table="masks", columns=tuple(tables.MASKS_SCHEMA.names), shards=[shard]):
             rows.setdefault(row["image_id"], []).append(row)
         return rows
 

@@ -31,7 +31,7 @@ def runs_to_counts(runs: UInt32, *, image_hw: Size) -> str:
 
 
 def counts_to_runs(counts: str) -> UInt32:
-    """COCO's compressed counts -> run lengths."""
+    """COCO's compressed counts -> run lengths. Raises ValueError where they break off or hold other characters."""
     codes = np.frombuffer(counts.encode("ascii"), np.uint8).astype(np.int64) - 48
     if not len(codes):
         return np.zeros(0, np.uint32)

@@ -273,12 +273,6 @@ def join(root: str, *parts: str) -> str:
     return (root if root.endswith("/") or not root else root + "/") + "/".join(parts)
 
 
-def copy_folder(source: str, *, target: str) -> None:
-    """Copy every file below a folder, each whole or not at all, one at a time in memory."""
-    for file in list_files(source):
-        write_bytes(join(target, file.path), read_bytes(file.uri))
-
-
 @dataclass(frozen=True, slots=True)
 class _Sink:
     """A file whose own errors are translated, and nothing else's."""

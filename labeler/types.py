@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 UInt8 = NDArray[np.uint8]
 UInt32 = NDArray[np.uint32]
-UInt64 = NDArray[np.uint64]
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
 Float32 = NDArray[np.float32]

@@ -13,6 +13,8 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from labeler import storage
+
 S3_KEYS = {"key": "AKIAEXAMPLE", "secret": "a-secret-nobody-may-read"}
 AZURE_ACCOUNT = "devstoreaccount1"
 # Azurite's published development key: the same for everybody, and no secret.
@@ -106,3 +108,9 @@ def serve(command: list[str], *, port: int, folder: Path) -> Iterator[None]:
     finally:
         process.terminate()
         process.wait(30)
+
+
+def copy_folder(source: str, *, target: str) -> None:
+    """Copy every file below a folder."""
+    for file in storage.list_files(source):
+        storage.write_bytes(storage.join(target, file.path), storage.read_bytes(file.uri))

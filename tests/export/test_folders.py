@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image as PillowImage
 
+from export.folders import FolderOptions
 from export.labelme import LabelmeOptions, export_labelme
-from export.masks import MasksOptions, export_masks
-from export.sa1b import Sa1bOptions, export_sa1b
+from export.masks import export_masks
+from export.options import SelectionOptions
+from export.sa1b import export_sa1b
 from export.yolo import YoloOptions, export_yolo, name_labels
 from labeler import rle
 from labeler.errors import OptionsError, StorageError
@@ -23,9 +25,9 @@ from labeler.runs import Run, read_run
 HW = (48, 64)
 FORMATS = [
     (export_yolo, YoloOptions, "images/train/a.png", "labels/train/a.txt"),
-    (export_sa1b, Sa1bOptions, "a.png", "a.json"),
+    (export_sa1b, FolderOptions, "a.png", "a.json"),
     (export_labelme, LabelmeOptions, "a.png", "a.json"),
-    (export_masks, MasksOptions, None, "a.png"),
+    (export_masks, SelectionOptions, None, "a.png"),
 ]
 each_format = pytest.mark.parametrize(
     ("export", "options", "picture", "label"), FORMATS, ids=lambda f: getattr(f, "__name__", "")
@@ -200,7 +202,7 @@ def test_the_split_is_a_folder(make_run: Any, random_masks: Any, tmp_path: Path)
 
 def test_sa1b_has_exactly_its_fields(run: Run, tmp_path: Path, random_masks: Any) -> None:
     """The dataset's own keys, no more; masks exact, ids unique through all files, the name that of the file beside it."""
-    export_sa1b(run, str(tmp_path / "out"), options=Sa1bOptions())
+    export_sa1b(run, str(tmp_path / "out"), options=FolderOptions())
     records = [json.loads((tmp_path / "out" / name).read_text()) for name in ("a.json", "sub/50% é.json", "sub/b.c.json")]
     assert [set(record) for record in records] == [{"image", "annotations"}] * 3
     assert [tuple(record["image"].values()) for record in records] == [
@@ -272,7 +274,7 @@ def test_ids_lead_back_to_the_masks_table(run: Run, make_run: Any, tmp_path: Pat
     small, large = np.zeros(HW, bool), np.zeros(HW, bool)
     small[5:9, 5:9] = large[3:20, 3:20] = True
     run = read_run(str(make_run([("a.jpg", HW, [np.ones(HW, bool), small, large, small])])))
-    report = export_masks(run, str(tmp_path / "out"), options=MasksOptions(max_area_ratio=0.5))
+    report = export_masks(run, str(tmp_path / "out"), options=SelectionOptions(max_area_ratio=0.5))
     with PillowImage.open(tmp_path / "out" / "a.png") as picture:
         assert picture.mode.startswith("I;16")
         ids = np.asarray(picture)

@@ -16,11 +16,11 @@ from PIL import Image as PillowImage
 
 from export.cli import main
 from export.fiftyone import FiftyoneOptions, export_fiftyone
-from export.folders import Pictures
+from export.folders import FolderOptions, Pictures
 from export.labelme import LabelmeOptions, export_labelme
 from export.page import export_page
 from export.preview import PreviewOptions, export_preview
-from export.sa1b import Sa1bOptions, export_sa1b
+from export.sa1b import export_sa1b
 from export.yolo import YoloOptions, export_yolo
 from labeler import storage
 from labeler.errors import OptionsError
@@ -76,7 +76,7 @@ def test_pictures_are_put_beside_their_labels_from_anywhere(
     """The same bytes; what lies in a bucket or another file is copied whatever was asked; rows get their extension."""
     run = make_placed(kind)
     folder = "part.parquet/" if kind == "parquet" else ""
-    report = export_sa1b(run, str(tmp_path / "sa1b"), options=Sa1bOptions(images=how))
+    report = export_sa1b(run, str(tmp_path / "sa1b"), options=FolderOptions(images=how))
     export_labelme(run, str(tmp_path / "labelme"), options=LabelmeOptions(images=how))
     assert report.num_pictures_missing == 0
     for number in range(3):
@@ -117,7 +117,7 @@ def test_a_picture_that_is_gone_is_counted(make_placed: MakePlaced, tmp_path: Pa
         place.unlink(missing_ok=True)
     if kind == "s3":
         storage.delete("s3://photos/in/1.png")
-    report = export_sa1b(run, str(tmp_path / "out"), options=Sa1bOptions(images="copy"))
+    report = export_sa1b(run, str(tmp_path / "out"), options=FolderOptions(images="copy"))
     assert report.num_pictures_missing == (1 if kind == "s3" else 3)
     assert len([p for p in (tmp_path / "out").rglob("*.json") if p.name[0] != "."]) == 3
 
@@ -186,7 +186,7 @@ def test_from_bucket_to_bucket_is_the_same_as_on_the_disk(
 ) -> None:
     """Run, pictures and target behind a real server, opened with --storage-options: the very bytes of a local export."""
     run = make_placed("s3")
-    storage.copy_folder(run.output, target="s3://labels/run")
+    stores.copy_folder(run.output, target="s3://labels/run")
     stored = [f"{key}={value}" for key, value in {**stores.S3_KEYS, "endpoint_url": endpoint}.items()]
     texts = [word for text in stored for word in ("--storage-options", text)]
     name = "out.json" if command == "coco" else "out"

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from drawn_masks import draw_box
+from drawn_masks import draw_box, table_to_masks
 
 import export.cli
 from export.page import export_page
@@ -136,7 +136,7 @@ def test_what_is_saved_last_holds_though_others_clocks_are_ahead(run: Run) -> No
 
     desk = ReviewDesk(run)
     rows = tables.read_part(run.output, table="masks", number=0, columns=tables.MASKS_SCHEMA.names)
-    mask = tables.table_to_masks(rows.slice(1, 1), image_hw=HW)
+    mask = table_to_masks(rows.slice(1, 1), image_hw=HW)
     reject_ahead()
     decision, before = desk.put(desk.images[0], mask, key=(1, 0))
     assert [m.verdict for m in desk.list_masks(desk.images[0])] == ["refine", None, None]

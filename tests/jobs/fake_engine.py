@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from labeler.errors import ModelError
-from labeler.models import ModelInfo
+from labeler.model_folder import ModelInfo
 
 # Colours of a picture that make the engine do what an engine should not.
 EXITS, RAISES, HANGS, SLOW = (255, 0, 255), (0, 255, 255), (255, 255, 0), (0, 255, 0)

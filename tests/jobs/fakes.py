@@ -23,7 +23,7 @@ from jobs.plan import RunRecord, RunSpec, describe_model, freeze_run
 from jobs.sources import list_images
 from jobs.worker import ShardLabeler
 from labeler import storage
-from labeler.models import ModelInfo, read_model_info
+from labeler.model_folder import ModelInfo, read_model_info
 from labeler.options import MaskOptions
 
 HERE = Path(__file__).parent

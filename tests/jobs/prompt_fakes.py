@@ -14,7 +14,7 @@ from jobs.prompts import describe_prompts, match_prompts
 from jobs.sources import list_images
 from jobs.worker import ShardLabeler
 from labeler import storage
-from labeler.models import read_model_info
+from labeler.model_folder import read_model_info
 from labeler.options import MaskOptions, PromptOptions
 
 

@@ -11,7 +11,7 @@ from jobs.plan import RunRecord, RunSpec, check_resume, freeze_run, read_run, re
 from jobs.sources import list_images
 from labeler import storage
 from labeler.errors import OptionsError
-from labeler.models import check_model
+from labeler.model_folder import check_model
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ def test_requests_of_an_image_and_of_a_shard(tmp_path: Path, model_folder: Path,
             client.create_bucket(Bucket=bucket)
         use_store_options({"": {**stores.S3_KEYS, "endpoint_url": endpoint}})
         try:
-            storage.copy_folder(str(tmp_path / "in"), target="s3://photos/in")
+            stores.copy_folder(str(tmp_path / "in"), target="s3://photos/in")
             freeze("s3://photos/in", OUTPUT, model_folder, images_per_shard=4)  # type: ignore[arg-type]
             lease = Lease("driver", name_process())
             storage.write_bytes(f"{OUTPUT}/lease.json", json.dumps(asdict(lease)).encode())

@@ -232,7 +232,7 @@ def test_a_job_from_bucket_to_bucket(
     for number in range(5):
         path = write_picture(tmp_path / f"{number}.png", seed=number)
         s3.upload_file(str(path), "photos", f"in/{'ab'[number % 2]}/50% {number}.png")
-    storage.copy_folder(str(model_folder), target="s3://labels/model")
+    stores.copy_folder(str(model_folder), target="s3://labels/model")
     config = tmp_path / "store.toml"
     secret = stores.S3_KEYS["secret"]
     config.write_text(f'storage-options = ["secret={secret}", "key={stores.S3_KEYS["key"]}"]\n')

@@ -21,7 +21,8 @@ import pytest
 from labeler import architecture, checkpoints
 from labeler.checkpoints import CHECKPOINTS, Checkpoint
 from labeler.errors import ModelError, OptionsError
-from labeler.models import ModelInfo, check_model, find_cache_folder, find_model, model_sha256, read_model_info
+from labeler.model_folder import ModelInfo, check_model, model_sha256, read_model_info
+from labeler.models import find_cache_folder, find_model
 
 ROOT = Path(__file__).parent.parent.parent
 GRAPHS = ("encoder", "predictor", "predictor_mask")
@@ -225,7 +226,8 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
 _FIND = """
 import sys
 from pathlib import Path
-from labeler.models import check_model, find_model
+from labeler.model_folder import check_model
+from labeler.models import find_model
 print("ready", flush=True)
 sys.stdin.readline()
 print(check_model(find_model(sys.argv[1], cache=Path(sys.argv[2]))).model_type)

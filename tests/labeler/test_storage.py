@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import stores
 
 from labeler import storage
 from labeler.errors import OptionsError, StorageError
@@ -401,8 +402,8 @@ def test_a_store_lists_and_reads_as_a_disk_does(memory: str) -> None:
 def test_a_folder_is_copied_between_stores(folder: Path, memory: str, tmp_path: Path) -> None:
     """There and back, names and bytes."""
     source = str(folder / "x.jpg")
-    storage.copy_folder(source, target=f"{memory}/copy")
-    storage.copy_folder(f"{memory}/copy", target=storage.path_to_uri(tmp_path / "back"))
+    stores.copy_folder(source, target=f"{memory}/copy")
+    stores.copy_folder(f"{memory}/copy", target=storage.path_to_uri(tmp_path / "back"))
     assert [(p.name, p.read_bytes()) for p in (tmp_path / "back").iterdir()] == [("inner%20.jpg", b"inner%20.jpg")]
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from drawn_masks import table_to_masks
 from pycocotools import mask as coco_mask
 
 from labeler import rle, tables
@@ -93,7 +94,7 @@ def test_pandas_and_pycocotools_read_the_masks(tmp_path: Path) -> None:
 def test_masks_come_back_as_they_were() -> None:
     """Arrow and Parquet there and back, column by column."""
     masks, _ = make_masks()
-    back = tables.table_to_masks(tables.decode_part(encode(masks), name="part"), image_hw=(7, 9))
+    back = table_to_masks(tables.decode_part(encode(masks), name="part"), image_hw=(7, 9))
     expected = masks.take(masks.areas > 0)
     for name in MaskSet.__slots__:
         np.testing.assert_array_equal(getattr(back, name), getattr(expected, name))
@@ -106,7 +107,7 @@ def test_no_masks_is_a_part_of_no_rows() -> None:
         table = tables.decode_part(data, name="part")
         assert table.num_rows == 0
         assert table.schema.equals(tables.MASKS_SCHEMA)
-    assert len(tables.table_to_masks(tables.decode_part(empty, name="part"), image_hw=(7, 9))) == 0
+    assert len(table_to_masks(tables.decode_part(empty, name="part"), image_hw=(7, 9))) == 0
 
 
 def test_equal_rows_are_equal_bytes() -> None:

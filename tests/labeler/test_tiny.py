@@ -13,7 +13,8 @@ from pycocotools import mask as coco_mask
 
 from labeler.convert import convert_checkpoint
 from labeler.engine import Engine
-from labeler.models import find_model, read_model_info
+from labeler.model_folder import read_model_info
+from labeler.models import find_model
 
 STATE = Path(__file__).parents[1] / "data" / "tiny"
 

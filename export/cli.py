@@ -1,6 +1,7 @@
 """``python -m export``: the command line. Knows options and words; must not know formats or tables."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -23,7 +24,7 @@ from labeler import storage
 from labeler.errors import OptionsError
 from labeler.flags import EXIT_CODES_HELP, EXIT_DONE, run_command
 from labeler.retries import TRIES_OF_A_MINUTE, use_retries
-from labeler.runs import Run, describe_missing, read_run
+from labeler.runs import Run, describe_missing, iterate_rows, read_run
 from labeler.stores import parse_store_options, use_store_options
 
 app = App(
@@ -316,10 +317,35 @@ def _say(report: Report, target: str, run: Run, options: SelectionOptions, *, se
         print(f"{report.num_hidden} masks can't be seen: smaller ones lie over all of their pixels")
     if report.num_stale_files:
         print(f"WARNING: {report.num_stale_files} files of an earlier, larger export stand beside these: delete them")
-    if report.num_pictures_missing:
-        print(f"{report.num_pictures_missing} pictures are not there any more; their labels are written all the same")
+    if report.num_bare:
+        print(f"{report.num_bare} images have no mask, which teaches that nothing is on them; --drop-empty leaves them out")
+    if run.prompts:
+        _say_unanswered(run)
+    _say_pictures(report)
     if report.num_oriented:
         _say_frame(report.num_oriented, options.frame or ("upright" if run.options.exif == "apply" else "stored"))
+
+
+def _say_pictures(report: Report) -> None:
+    if report.unread_suffixes.total():
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted((+report.unread_suffixes).items()))
+        print(f"WARNING: Ultralytics passes by pictures that end so: {kinds}; convert them, then label and export again")
+    if report.num_labels_kept:
+        print(
+            f"{report.num_labels_kept} labels were changed since they were written, and stay so (--overwrite writes them anew)"
+        )
+    if report.num_pictures_changed:
+        print(f"WARNING: {report.num_pictures_changed} pictures have another size than when they were labeled: do masks fit?")
+    if report.num_pictures_missing:
+        print(f"{report.num_pictures_missing} pictures are not there any more; their labels are written all the same")
+
+
+def _say_unanswered(run: Run) -> None:
+    errors = Counter(row["error_kind"] for row in iterate_rows(run, table="prompts", columns=["error_kind"]))
+    del errors[None]
+    if errors:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(errors.items()))
+        print(f"{errors.total()} prompts have no mask ({kinds}), though their images are exported; the table prompts says why")
 
 
 def _say_frame(num_oriented: int, frame: str) -> None:

@@ -1,6 +1,7 @@
 """Which masks of an image stay. Must not know formats, nor anything of an image but its size.
 
-What is left out is counted by the option that did it.
+What is left out is counted by the option that did it. A mask that a person refined or drew is right, whatever the model thinks
+of it: no score is asked of it, and it comes before those of the highest.
 """
 
 from collections import Counter
@@ -36,10 +37,10 @@ def _make_questions(options: SelectionOptions, *, num_pixels: int) -> Iterator[t
     # not "lower". Where nothing is asked nothing may go, and a model may predict less than 0.
     if options.min_predicted_iou is not None:
         lowest_iou = float(np.float32(options.min_predicted_iou))
-        yield "min_predicted_iou", lambda row: row["predicted_iou"] >= lowest_iou
+        yield "min_predicted_iou", lambda row: _is_by_hand(row) or row["predicted_iou"] >= lowest_iou
     if options.min_stability_score is not None:
         lowest_score = float(np.float32(options.min_stability_score))
-        yield "min_stability_score", lambda row: row["stability_score"] >= lowest_score
+        yield "min_stability_score", lambda row: _is_by_hand(row) or row["stability_score"] >= lowest_score
     if options.min_area:
         yield "min_area", lambda row: row["area"] >= options.min_area
     if options.max_area is not None:
@@ -51,8 +52,12 @@ def _make_questions(options: SelectionOptions, *, num_pixels: int) -> Iterator[t
         yield "max_area_ratio", lambda row: row["area"] / num_pixels <= options.max_area_ratio
 
 
+def _is_by_hand(row: Row) -> bool:
+    return bool(row.get("is_by_hand"))
+
+
 def _rank_by_score(rows: Sequence[Row]) -> list[int]:
-    return sorted(range(len(rows)), key=lambda i: -rows[i]["predicted_iou"])
+    return sorted(range(len(rows)), key=lambda i: (not _is_by_hand(rows[i]), -rows[i]["predicted_iou"]))
 
 
 def _choose_unlike(rows: Sequence[Row], image_hw: Size, max_mask_iou: float) -> list[int]:

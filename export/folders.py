@@ -44,11 +44,13 @@ class Folder:
         uri: the folder.
         shared_stems: labels of these names (without extension) would be of several images: see ``keep_labels_apart``.
         image_column: the column of Parquet files that pictures are read from.
+        is_renewed: there was this export before.
     """
 
     uri: str
     shared_stems: frozenset[str]
     image_column: str | None = None
+    is_renewed: bool = False
 
     def name_label(self, image: ExportImage, suffix: str, *, options: SelectionOptions) -> str:
         """``a.jpg`` -> ``a.json``, but ``a.jpg.json`` where there is also an ``a.png``, on whichever side of a split."""
@@ -63,8 +65,28 @@ class Folder:
         except (FileNotFoundError, PermissionError) as error:
             raise StorageError(f"{uri} can't be written: {error.strerror or error}") from error
 
-    def place_picture(self, image: ExportImage, name: str, *, how: Pictures, report: Report) -> str:
-        """Put the picture of an image into the folder. One that is not there any more is counted.
+    def holds_another(self, name: str, data: bytes) -> bool:
+        """Whether a file of an earlier export stands there and has another content."""
+        if not self.is_renewed:
+            return False
+        try:
+            return storage.read_bytes(storage.join(self.uri, name)) != data
+        except FileNotFoundError:
+            return False
+
+    def place_picture(
+        self,
+        image: ExportImage,
+        name: str,
+        *,
+        how: Pictures,
+        report: Report,
+        may_link: Callable[[Path], bool] = lambda _path: True,
+    ) -> str:
+        """Put the picture of an image into the folder. One that is not there any more, or not what it was, is counted.
+
+        Args:
+            may_link: is asked before a picture is linked; where it may not be, it is copied.
 
         Returns:
             Its name: what had no extension (a row of a Parquet file) gets that of its format.
@@ -74,14 +96,16 @@ class Folder:
         source = find_picture_file(image.uri) if how == "link" else None
         target = storage.uri_to_path(storage.join(self.uri, name))
         try:
-            if source is not None and target is not None:
-                storage.stat_file(image.uri)
+            if source is not None and target is not None and may_link(source):
+                size_bytes = storage.stat_file(image.uri).size_bytes
                 if _link(target, source):
+                    report.num_pictures_changed += image.size_bytes not in (None, size_bytes)
                     return name
             data = read_picture(image.uri, image_column=self.image_column)
         except (FileNotFoundError, PermissionError):
             report.num_pictures_missing += 1
             return name
+        report.num_pictures_changed += image.size_bytes not in (None, len(data))
         name = name if has_image_extension(name) else name + name_extension(data)
         self.write(name, data)
         return name
@@ -105,6 +129,7 @@ def open_folder(run: Run, target: str, *, kind: str, options: SelectionOptions, 
     """A folder to write an export of this kind into; its record is complete when the block ends well.
 
     Args:
+        options: all but ``overwrite`` decide whether it is the same export as before.
         by_stem: the format's readers look for labels by a picture's name without extension, so none may be shared.
 
     Raises:
@@ -116,7 +141,7 @@ def open_folder(run: Run, target: str, *, kind: str, options: SelectionOptions, 
         "model_sha256": run.model_sha256,
         "plan_sha256": run.plan_sha256,
         "mask_options": run.options.model_dump(mode="json"),
-        "export_options": options.model_dump(mode="json"),
+        "export_options": options.model_dump(mode="json", exclude={"overwrite"}),
     }
     if options.drop_empty and run.reviews:  # Decides which files there are. Otherwise another review writes over all of them.
         record["review_sha256"] = run.reviews.digest
@@ -127,8 +152,7 @@ def open_folder(run: Run, target: str, *, kind: str, options: SelectionOptions, 
     stems = keep_labels_apart(run, shared, options=options)
     # They decide what labels are called: once an unfinished run has gone on, those of before may be stale.
     record["shared_stems_sha256"] = hashlib.sha256(os.fsencode("\n".join(sorted(stems)))).hexdigest() if stems else None
-    _check_target(target, record)
-    folder = Folder(target, stems, run.image_column)
+    folder = Folder(target, stems, run.image_column, is_renewed=_check_target(target, record))
     _write_record(folder, record, complete=False)
     yield folder
     _write_record(folder, {**record, "num_shards_missing": run.num_missing_shards}, complete=True)
@@ -142,22 +166,30 @@ def write_beside_pictures(
     options: FolderOptions,
     describe: Callable[[ExportImage, str, Report], bytes],
     watch: Watch | None = None,
+    by_stem: bool = False,
+    overwrite: bool = True,
 ) -> Report:
     """Export a format of one JSON file beside each picture.
 
     Args:
         describe: gives the JSON of an image, told the name of its picture in that folder; counts in the report.
+        by_stem: as for ``open_folder``.
+        overwrite: write again what stands there with another content; else it stays and is counted.
 
     Raises:
         OptionsError, StorageError: as ``open_folder``; also a part of the run can't be read.
     """
     report = Report()
-    with open_folder(run, target, kind=kind, options=options) as folder:
+    with open_folder(run, target, kind=kind, options=options, by_stem=by_stem) as folder:
         for image in select_images(run, options=options, report=report, watch=watch):
             name = name_in_split(image, image.name, options=options)
             picture = folder.place_picture(image, name, how=options.images, report=report)
             label = folder.name_label(image, ".json", options=options)
-            folder.write(label, describe(image, picture.rpartition("/")[2], report) + b"\n")
+            data = describe(image, picture.rpartition("/")[2], report) + b"\n"
+            if not overwrite and folder.holds_another(label, data):
+                report.num_labels_kept += 1
+            else:
+                folder.write(label, data)
     return report
 
 
@@ -229,7 +261,8 @@ def _hash(text: str) -> Any:
     return np.int64(hash(text))
 
 
-def _check_target(target: str, record: dict[str, Any]) -> None:
+def _check_target(target: str, record: dict[str, Any]) -> bool:
+    """Whether this export stands there already. Raises OptionsError where something else does."""
     try:
         before = json.loads(storage.read_bytes(storage.join(target, RECORD)))
     except FileNotFoundError:
@@ -239,11 +272,12 @@ def _check_target(target: str, record: dict[str, Any]) -> None:
     if before is None:
         if storage.exists(target) and (not storage.is_folder(target) or any(True for _ in storage.list_files(target))):
             raise OptionsError(f"{target} is not an empty folder; give a new one")
-        return
+        return False
     differing = sorted(key for key, value in record.items() if before.get(key) != value)
     if differing:
         words = ", ".join(key.replace("_", " ") for key in differing)
         raise OptionsError(f"{target} holds another export ({words} differ); give a new folder, or delete that one")
+    return True
 
 
 def _write_record(folder: Folder, record: dict[str, Any], *, complete: bool) -> None:

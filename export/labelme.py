@@ -1,7 +1,8 @@
 """A run -> labelme: one JSON beside each picture, to correct masks by hand. Must not know pixels.
 
 A mask in several pieces is several polygons of one ``group_id``, which is its ``mask_id`` in the run: corrected masks find
-their way back. Its label is the name of its category. Holes are cut open (``export.polygons``).
+their way back. Its label is the name of its category. Holes are cut open (``export.polygons``). labelme saves into the same
+file, so one that is not as this export writes it stays as it is.
 """
 
 import json
@@ -25,16 +26,29 @@ class LabelmeOptions(FolderOptions):
     max_polygon_loss: Annotated[float, Field(ge=0.0, le=1.0)] = 0.02
     """The IoU a mask may lose as polygons; one that loses more is left out. 0 follows every pixel."""
 
+    overwrite: bool = False
+    """Write labels again that stand there and differ: corrections made in labelme are lost."""
+
 
 def export_labelme(run: Run, target: str, *, options: LabelmeOptions, watch: Watch | None = None) -> Report:
     """Write the committed shards of a run as a folder that labelme opens.
 
     Raises:
-        OptionsError: the folder is not empty, or a name does not fit into it.
+        OptionsError: the folder is not empty, a name does not fit into it, or two images share all but their extension, for
+            labelme would save the labels of both in one file.
         StorageError: a part can't be read, or a file can't be written.
     """
     describe = partial(_describe_image, names=name_categories(run), options=options)
-    return write_beside_pictures(run, target, kind="labelme", options=options, describe=describe, watch=watch)
+    return write_beside_pictures(
+        run,
+        target,
+        kind="labelme",
+        options=options,
+        describe=describe,
+        watch=watch,
+        by_stem=True,
+        overwrite=options.overwrite,
+    )
 
 
 def _describe_image(

@@ -17,10 +17,10 @@ class SelectionOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     min_predicted_iou: Annotated[float, Field(ge=0.0, le=2.0)] | None = None
-    """Leave out masks whose predicted IoU is lower than this. Not set: none."""
+    """Leave out masks whose predicted IoU is lower than this; those refined or drawn by hand stay. Not set: none."""
 
     min_stability_score: Fraction | None = None
-    """Leave out masks whose stability score is lower than this. Not set: none."""
+    """Leave out masks whose stability score is lower than this; those refined or drawn by hand stay. Not set: none."""
 
     min_area: Annotated[int, Field(ge=0)] = 0
     """Leave out masks of fewer pixels than this."""

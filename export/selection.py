@@ -27,7 +27,9 @@ Split = Literal["train", "val"]
 CATEGORY = {"id": 1, "name": "object", "supercategory": "object"}
 """SAM's masks have no classes: everything is an object, unless it was asked for by a prompt that has one."""
 
-_IMAGE_COLUMNS = ("image_id", "source_id", "uri", "file_name", "width", "height", "exif_orientation", "status")
+_IMAGE_COLUMNS = (
+    "image_id", "source_id", "uri", "file_name", "size_bytes", "width", "height", "exif_orientation", "status",
+)  # fmt: skip
 _MASK_COLUMNS = (
     "image_id", "mask_id", "segmentation", "bbox", "area", "predicted_iou", "stability_score", "point_coords", "crop_box",
 )  # fmt: skip
@@ -61,6 +63,7 @@ class ExportImage:
     Attributes:
         source_id: its id in the list or COCO file that named it.
         uri: where its picture is read.
+        size_bytes: how large it was when it was planned, where that was known.
         name: how the export calls it; real characters (see ``storage.decode_name``), ``/`` between folders.
         image_hw: the frame of its masks.
     """
@@ -68,6 +71,7 @@ class ExportImage:
     image_id: int
     source_id: str | None
     uri: str
+    size_bytes: int | None
     name: str
     image_hw: Size
     split: Split
@@ -83,6 +87,7 @@ class Report:
         num_val: those of them set aside for validation.
         num_masks: masks written.
         filtered: masks left out, by the option that did it.
+        num_bare: images written without any mask.
         num_empty: images left out because no mask stayed on them.
         num_failed: images left out because they could not be labeled.
         num_oriented: images written whose EXIF orientation turns them: upright and stored frame differ.
@@ -91,12 +96,16 @@ class Report:
         num_hidden: masks of which nothing can be seen in a picture of ids, for smaller ones lie over them.
         num_stale_files: files of an earlier export in as many files, under numbers that this one did not need.
         num_pictures_missing: pictures that can't be put beside their labels, for they are not there any more.
+        num_pictures_changed: pictures that are not as large, in bytes, as when they were planned.
+        num_labels_kept: labels that stand as somebody changed them, instead of being written again.
+        unread_suffixes: pictures that are written, but not read by what the format is for: how many end so.
     """
 
     num_images: int = 0
     num_val: int = 0
     num_masks: int = 0
     filtered: Counter[str] = field(default_factory=Counter)
+    num_bare: int = 0
     num_empty: int = 0
     num_failed: int = 0
     num_oriented: int = 0
@@ -105,6 +114,9 @@ class Report:
     num_hidden: int = 0
     num_stale_files: int = 0
     num_pictures_missing: int = 0
+    num_pictures_changed: int = 0
+    num_labels_kept: int = 0
+    unread_suffixes: Counter[str] = field(default_factory=Counter)
 
     @property
     def num_seen(self) -> int:
@@ -135,12 +147,13 @@ Watch = Callable[[Report], None]
 def select_images(run: Run, *, options: SelectionOptions, report: Report, watch: Watch | None = None) -> Iterator[ExportImage]:
     """The images to export, in order of image_id, each with the masks that stay, in order of mask_id."""
     mask_columns = (*_MASK_COLUMNS, *(("prompt_id", "category_id") if run.prompts else ()))
-    other_id = list_categories(run)[-1]["id"]
+    other_id = _find_other_id(run)
     for row, rows in iterate_images(run, columns=_IMAGE_COLUMNS, mask_columns=mask_columns):
         image = _select_image(row, rows, run, options, report, other_id=other_id)
         if image is not None:
             report.num_images += 1
             report.num_masks += len(image.masks)
+            report.num_bare += not image.masks
             report.num_val += image.split == "val"
             report.num_oriented += row["exif_orientation"] in frames.TURNS
             yield image
@@ -153,10 +166,19 @@ def list_categories(run: Run) -> list[dict[str, Any]]:
     if run.prompts is None:
         return [CATEGORY]
     given = list(run.prompts.categories)
-    taken = {category["id"] for category in given}
-    if not run.prompts.num_without_category and not run.reviews.count()["drawn"]:
+    has_others = run.prompts.num_without_category or run.reviews.count()["drawn"]
+    other_id = _find_other_id(run)
+    if not has_others or any(category["id"] == other_id for category in given):
         return given
-    return [*given, CATEGORY | {"id": next(number for number in itertools.count(1) if number not in taken)}]
+    return [*given, CATEGORY | {"id": other_id}]
+
+
+def _find_other_id(run: Run) -> int:
+    """The category of masks without one: the prompts' own of the same name, where they have it, or the first free number."""
+    given = run.prompts.categories if run.prompts else ()
+    ids = {category["id"]: category.get("name") for category in given}
+    same = (number for number, name in ids.items() if name == CATEGORY["name"])
+    return next(same, next(number for number in itertools.count(1) if number not in ids))
 
 
 def name_categories(run: Run) -> dict[int, str]:
@@ -202,6 +224,7 @@ def _select_image(
         image_id=row["image_id"],
         source_id=row["source_id"],
         uri=row["uri"],
+        size_bytes=row["size_bytes"],
         name=name_image(row, options=options),
         image_hw=image_hw,
         split=choose_split(row["file_name"], options=options),

@@ -6,10 +6,15 @@
 A line is ``0 x0 y0 x1 y1 ...``: the class, and fractions of the image's width and height. Classes are the categories of the
 prompts in the order of their ids, counted from 0, else one for all. An object is one ring in this format: pieces and holes
 are connected by slits of no width. Must not know pixels; the rule that leads from a picture to its labels is Ultralytics' own.
+
+Ultralytics writes a JPEG that does not end with its end marker anew where it lies (``verify_image``): through a link that would
+be the photo that was labeled, so these are copied.
 """
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
 from typing import Annotated
 
 import numpy as np
@@ -19,6 +24,10 @@ from export.folders import FolderOptions, has_image_extension, open_folder
 from export.polygons import counts_to_polygons
 from export.selection import ExportImage, Report, Watch, name_categories, select_images
 from labeler.runs import Run
+
+_READ_SUFFIXES = frozenset({".bmp", ".dng", ".heic", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"})
+"""Of pictures that Ultralytics 8.3 and 8.4 list; all others they pass by without a word."""
+_JPEG_BEGIN, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 
 
 class YoloOptions(FolderOptions):
@@ -41,11 +50,13 @@ def export_yolo(run: Run, target: str, *, options: YoloOptions, watch: Watch | N
     with open_folder(run, target, kind="yolo", options=options, by_stem=True) as folder:
         for image in select_images(run, options=options, report=report, watch=watch):
             picture = f"images/{image.split}/{image.name}"
-            picture = folder.place_picture(image, picture, how=options.images, report=report)
+            picture = folder.place_picture(image, picture, how=options.images, report=report, may_link=_stays_as_it_is)
             if not has_image_extension(picture):  # Not there, or of no known format: as if it came as a JPEG.
                 picture += ".jpg"
+            suffix = PurePosixPath(picture).suffix.lower()
+            report.unread_suffixes[suffix] += suffix not in _READ_SUFFIXES
             folder.write(name_labels(picture), "".join(_to_lines(image, classes, options, report)).encode("ascii"))
-        folder.write("data.yaml", _describe(names.values(), options).encode())
+        folder.write("data.yaml", _describe(names.values(), report).encode())
     return report
 
 
@@ -70,10 +81,21 @@ def _to_lines(image: ExportImage, classes: Mapping[int, int], options: YoloOptio
         yield f"{classes[mask.category_id]} " + " ".join(f"{value:.6g}" for value in corners) + "\n"
 
 
-def _describe(names: Iterable[str], options: YoloOptions) -> str:
-    val = "val" if options.val_fraction else "train"
-    note = "" if options.val_fraction else "  # none was set aside (--val-fraction)"
-    lines = [f"train: images/train\nval: images/{val}{note}\nnames:\n"]
+def _stays_as_it_is(path: Path) -> bool:
+    """Whether Ultralytics leaves a picture alone: it is no JPEG, or ends as one."""
+    with path.open("rb") as file:
+        if file.read(2) != _JPEG_BEGIN:
+            return True
+        file.seek(-2, os.SEEK_END)
+        return file.read(2) == _JPEG_END
+
+
+def _describe(names: Iterable[str], report: Report) -> str:
+    """``data.yaml``. A side on which no image fell has no folder, which Ultralytics does not take: the other stands for it."""
+    has_train, has_val = report.num_val < report.num_images, report.num_val > 0
+    train, val = "train" if has_train or not has_val else "val", "val" if has_val else "train"
+    note = "" if has_val else "  # none was set aside (--val-fraction)"
+    lines = [f"train: images/{train}\nval: images/{val}{note}\nnames:\n"]
     # JSON's texts are YAML's, and none of them is taken for a number or for "no".
     lines += [f"  {number}: {json.dumps(name, ensure_ascii=False)}\n" for number, name in enumerate(names)]
     return "".join(lines)

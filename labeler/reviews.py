@@ -145,8 +145,12 @@ class Reviews:
             )
 
     def apply(self, rows: Sequence[Row], *, image_id: int) -> list[Row]:
-        """An image's rows of the masks table, all of them and with ``mask_id``, as they are after the review."""
-        return [mask.row for mask in self.list_masks(rows, image_id=image_id) if mask.verdict != "reject"]
+        """An image's rows of the masks table, all of them and with ``mask_id``, as they are after the review.
+
+        Those that people refined or drew have ``is_by_hand`` True, the others no such key.
+        """
+        masks = [mask for mask in self.list_masks(rows, image_id=image_id) if mask.verdict != "reject"]
+        return [mask.row if mask.verdict is None else {**mask.row, "is_by_hand": True} for mask in masks]
 
     def list_masks(self, rows: Sequence[Row], *, image_id: int) -> list[ReviewedMask]:
         """The same with those that are rejected, each with what was decided.

@@ -108,6 +108,8 @@ def sort_store_error(error: Exception, *, uri: str) -> Exception:
         return StorageRefusedError(f"{uri}: no usable credentials: {_first_line(error)}")
     if status is None and isinstance(error, OSError) and error.errno in _LASTING:
         return StorageRefusedError(f"{uri}: {_first_line(error)}")
+    if status is None and isinstance(error, OSError) and str(error).startswith("Forbidden: "):  # gcsfs: the address, then why.
+        return PermissionError(errno.EACCES, f"the store refuses (403: {hide_secrets(str(error).splitlines()[-1])})", uri)
     if status in (404, 410) or _NO_KEY.intersection(codes) or (status is None and isinstance(error, _NOT_THERE)):
         return FileNotFoundError(errno.ENOENT, "no such object", uri)
     if status in (403, 451) or _ARCHIVED.intersection(codes) or (status is None and isinstance(error, PermissionError)):

@@ -68,6 +68,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         options: MaskOptions | None = None,
         uris: Sequence[str] | None = None,
         source_ids: Sequence[str | None] | None = None,
+        sizes_bytes: Sequence[int | None] | None = None,
         **more: Any,
     ) -> Path:
         output, photos = tmp_path / "run", tmp_path / "photos"
@@ -84,7 +85,9 @@ def make_run(tmp_path: Path) -> MakeRun:
                 photo = photos / f"{number}.png"
                 uri = photo.as_uri() if uris is None else uris[number]
                 source_id = None if source_ids is None else source_ids[number]
-                known = {"image_id": number + 1, "uri": uri, "file_name": name, "source_id": source_id}
+                size_bytes = None if sizes_bytes is None else sizes_bytes[number]
+                known = {"image_id": number + 1, "uri": uri, "file_name": name}
+                known |= {"source_id": source_id, "size_bytes": size_bytes}
                 if image_hw is None:
                     rows.append(ImageRow(**known, status="error", error_kind="truncated", error_message="ends too early"))
                     continue

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image as PillowImage
 
+from export import cli
 from export.folders import FolderOptions
 from export.labelme import LabelmeOptions, export_labelme
 from export.masks import export_masks
@@ -26,8 +27,8 @@ HW = (48, 64)
 FORMATS = [
     (export_yolo, YoloOptions, "images/train/a.png", "labels/train/a.txt"),
     (export_sa1b, FolderOptions, "a.png", "a.json"),
-    (export_labelme, LabelmeOptions, "a.png", "a.json"),
     (export_masks, SelectionOptions, None, "a.png"),
+    (export_labelme, LabelmeOptions, "a.png", "a.json"),
 ]
 each_format = pytest.mark.parametrize(
     ("export", "options", "picture", "label"), FORMATS, ids=lambda f: getattr(f, "__name__", "")
@@ -98,7 +99,7 @@ def test_an_export_that_broke_off_is_not_complete(
 def test_names_that_collide(make_run: Any, tmp_path: Path, export: Any, options: Any, picture: str | None, label: str) -> None:
     """They keep their extension, or are exit 2 with the pair named where the format's readers ignore it."""
     run = read_run(str(make_run([(name, HW, []) for name in ("a.jpg", "a.png", "b.jpg", "sub/a.png")])))
-    if export is export_yolo:
+    if export in (export_yolo, export_labelme):
         with pytest.raises(OptionsError, match=r"a\.jpg and a\.png"):
             export(run, str(tmp_path / "out"), options=options())
         assert not (tmp_path / "out").exists()
@@ -109,7 +110,7 @@ def test_names_that_collide(make_run: Any, tmp_path: Path, export: Any, options:
     assert labels <= set(list_names(tmp_path / "out"))
 
 
-@pytest.mark.parametrize(("export", "options"), [f[:2] for f in FORMATS[1:]])
+@pytest.mark.parametrize(("export", "options"), [f[:2] for f in FORMATS[1:3]])
 def test_no_two_labels_have_one_name(make_run: Any, tmp_path: Path, export: Any, options: Any) -> None:
     """On either side of a split, too; and not the name of one that keeps its extension."""
     run = read_run(str(make_run([(name, HW, []) for name in ("a.jpg", "a.png", "a.jpg.png")])))
@@ -122,7 +123,7 @@ def test_no_two_labels_have_one_name(make_run: Any, tmp_path: Path, export: Any,
         assert f"{below}a.json" not in list_names(out)
 
 
-@pytest.mark.parametrize(("export", "options"), [f[:2] for f in FORMATS[1:]])
+@pytest.mark.parametrize(("export", "options"), [f[:2] for f in FORMATS[1:3]])
 def test_a_run_that_went_on_leaves_no_stale_labels(make_run: Any, tmp_path: Path, export: Any, options: Any) -> None:
     """Where the images that came since change the names of labels, it is another export; else it is the same."""
     for names, is_same in ((("a.jpg", "a.png"), False), (("b.jpg", "c.jpg"), True)):
@@ -153,7 +154,7 @@ def test_names_no_folder_can_hold_are_refused(
 
 
 @pytest.mark.parametrize("how", ["link", "copy", "none"])
-@pytest.mark.parametrize(("export", "options"), [f[:2] for f in FORMATS[:3]])
+@pytest.mark.parametrize(("export", "options"), [f[:2] for f in FORMATS if f[2]])
 def test_pictures_come_as_asked(run: Run, tmp_path: Path, export: Any, options: Any, how: Any) -> None:
     """As a link, as a copy, or not at all; one that is gone is counted and its label written."""
     photo = tmp_path / "photos" / "0.png"
@@ -266,6 +267,63 @@ def test_labelme_keeps_pieces_together(run: Run, make_run: Any, tmp_path: Path) 
         (1, "polygon", "object"),
         (1, "polygon", "object"),
     ]
+
+
+def test_labels_corrected_in_labelme_stay(run: Run, tmp_path: Path) -> None:
+    """The same export again leaves them alone and counts them; what was not touched, or is gone, is written: all, if asked."""
+    out = tmp_path / "out"
+    export_labelme(run, str(out), options=LabelmeOptions())
+    label, other = out / "a.json", out / "sub" / "b.c.json"
+    written = label.read_bytes()
+    record = json.loads(written)
+    record["shapes"] = [record["shapes"][0] | {"label": "cat"}]
+    label.write_text(json.dumps(record, indent=2))
+    corrected = label.read_bytes()
+    other.unlink()
+    assert export_labelme(run, str(out), options=LabelmeOptions()).num_labels_kept == 1
+    assert label.read_bytes() == corrected
+    assert other.exists()
+    assert export_labelme(run, str(out), options=LabelmeOptions(overwrite=True)).num_labels_kept == 0
+    assert label.read_bytes() == written
+
+
+def test_ultralytics_cannot_write_through_a_link(make_run: Any, tmp_path: Path) -> None:
+    """It writes a JPEG anew that does not end as one (its verify_image): such a picture is copied, the photo stays."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name, trailer in (("a.jpg", b""), ("b.jpg", b"maker's trailer")):
+        PillowImage.new("RGB", HW[::-1]).save(photos / name)
+        (photos / name).write_bytes((photos / name).read_bytes() + trailer)
+    names = ("a.jpg", "b.jpg")
+    run = read_run(str(make_run([(name, HW, []) for name in names], uris=[(photos / name).as_uri() for name in names])))
+    export_yolo(run, str(tmp_path / "out"), options=YoloOptions())
+    placed = [tmp_path / "out" / "images" / "train" / name for name in names]
+    assert [p.is_symlink() for p in placed] == [True, False]
+    assert placed[1].read_bytes() == (photos / "b.jpg").read_bytes()
+
+
+def test_pictures_that_ultralytics_passes_by_are_said(make_run: Any, tmp_path: Path, capsys: Any) -> None:
+    """It lists files by their extensions, so images may be lost without a word."""
+    run = make_run([(name, HW, []) for name in ("a.png", "b.gif", "c.JPG", "d.gif", "e.jfif")])
+    assert cli.main(["yolo", str(run), str(tmp_path / "out")]) == 0
+    assert "passes by pictures that end so: 2 .gif, 1 .jfif" in capsys.readouterr().out
+
+
+def test_a_side_on_which_no_image_fell_is_not_named(make_run: Any, tmp_path: Path) -> None:
+    """Ultralytics refuses a data.yaml whose folder is not there: the other side stands for it."""
+    run = read_run(str(make_run([(f"{i}.png", HW, []) for i in range(2)])))
+    for fraction, side in ((1e-9, "train"), (1 - 1e-9, "val")):
+        out = tmp_path / side
+        export_yolo(run, str(out), options=YoloOptions(val_fraction=fraction))
+        assert (out / "data.yaml").read_text().startswith(f"train: images/{side}\nval: images/{side}")
+
+
+@pytest.mark.parametrize("how", ["link", "copy"])
+def test_pictures_that_changed_since_are_said(make_run: Any, tmp_path: Path, how: Any, capsys: Any) -> None:
+    """Their labels are of what was there when they were planned: by the size in bytes that the run holds."""
+    run = make_run([("a.png", HW, []), ("b.png", HW, [])], sizes_bytes=[1, None])
+    assert cli.main(["sa1b", str(run), str(tmp_path / "out"), "--images", how]) == 0
+    assert "1 pictures have another size" in capsys.readouterr().out
 
 
 def test_ids_lead_back_to_the_masks_table(run: Run, make_run: Any, tmp_path: Path) -> None:

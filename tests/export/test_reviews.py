@@ -15,7 +15,9 @@ import pytest
 from drawn_masks import draw_box, table_to_masks
 
 import export.cli
+from export.options import SelectionOptions
 from export.page import export_page
+from export.selection import Report, list_categories, name_categories, select_images
 from labeler import rle, tables
 from labeler.errors import OptionsError, StorageError
 from labeler.options import MaskOptions
@@ -270,6 +272,20 @@ def test_every_export_heeds_it(command: str, count: Callable[[Path], int], run: 
     assert (count(tmp_path / "reviewed" / name), count(tmp_path / "raw" / name)) == (5, 4)
 
 
+def test_no_score_is_asked_of_masks_by_hand(run: Run) -> None:
+    """Who refined or drew one knows better than the model: it stays, and comes before what the model is surest of."""
+    decide(run, 1, 1, "refine", NEW)
+    decide(run, 2, new_drawn_id(), "draw", NEW)
+
+    def select(**options: Any) -> list[list[int]]:
+        images = select_images(read_run(run.output), options=SelectionOptions(**options), report=Report())
+        return [[mask.mask_id for mask in image.masks] for image in images]
+
+    assert select(min_predicted_iou=0.9) == [[0, 1], [0, 1], []]
+    assert select(min_stability_score=0.98) == [[0, 1], [0, 1], []]
+    assert select(max_masks_per_image=1) == [[1], [1], []]
+
+
 def test_the_page_and_the_pictures_heed_it(run: Run, tmp_path: Path, capsys: Any) -> None:
     """The page's masks and the preview's count are those after the review."""
     decide(run, 1, 1, "reject")
@@ -321,6 +337,18 @@ def test_drawn_masks_among_prompted_ones_get_ids_and_a_category_of_their_own(run
     assert sorted(by_id) == [105, 107, 109, 205, 206]
     assert [by_id[i]["category_id"] for i in (105, 206)] == [3, 2]
     assert {category["id"] for category in exported["categories"]} == {1, 2, 3}
+
+
+def test_masks_without_a_category_join_the_one_of_their_name(run: Run, tmp_path: Path) -> None:
+    """Detectors of one class often call it "object": two classes of that name would be one too many."""
+    output = Path(run.output)
+    record = json.loads((output / "run.json").read_text())
+    categories = [{"id": 3, "name": "cat"}, {"id": 7, "name": "object"}]
+    record["prompts_plan"] = {"categories": categories, "num_without_category": 2, "has_image_ids": False}
+    (output / "run.json").write_text(json.dumps(record))
+    prompted = read_run(run.output)
+    assert list_categories(prompted) == categories
+    assert name_categories(prompted) == {3: "cat", 7: "object"}
 
 
 def _write_rows(part: Path, rows: list[dict[str, Any]], schema: Any, table: Any) -> None:

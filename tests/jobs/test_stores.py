@@ -26,6 +26,7 @@ from labeler.stores import find_bucket, hide_secrets, parse_store_options, use_s
 
 pytest.importorskip("s3fs", reason="needs the extra s3")
 
+NO_GRPC = ("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # Or gcsfs asks by gRPC first, which no emulator speaks.
 NAMES = [
     "plain.jpg",
     "50% off.jpg",
@@ -185,6 +186,21 @@ def test_errors_are_sorted_by_what_the_store_said(code: str, status: int, expect
         assert type(sort_store_error(error, uri="s3://b/k")) is expected
 
 
+@pytest.mark.parametrize(("status", "expected"), [(403, PermissionError), (404, FileNotFoundError), (401, StorageRefusedError)])
+def test_googles_errors_are_sorted_as_the_others(
+    status: int, expected: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As gcsfs raises them; what it knows of a refusal is said."""
+    monkeypatch.setenv(*NO_GRPC)
+    retry = pytest.importorskip("gcsfs.retry", reason="needs the extra gcs")
+    answer = {"error": {"code": status, "message": "a@b has no storage.objects.get"}}
+    with pytest.raises((OSError, retry.HttpError)) as raised:
+        retry.validate_response(status, json.dumps(answer), "https://storage.googleapis.com/photos/a.jpg")
+    sorted_error = sort_store_error(raised.value, uri="gs://photos/a.jpg")
+    assert type(sorted_error) is expected
+    assert status != 403 or "a@b has no storage.objects.get" in str(sorted_error)
+
+
 def test_options_reach_their_place_and_secrets_no_text() -> None:
     """For everywhere, a word or a URL; a bad one is refused without its value."""
     assert find_bucket("s3://in/list.csv") == find_bucket("s3://in") == "s3://in"
@@ -301,7 +317,7 @@ def test_azure_over_http(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
 def test_gcs_over_http(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Google's own client's objects are listed, read and written; errors are sorted as S3's are."""
-    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # Or gcsfs asks by gRPC first, which no emulator speaks.
+    monkeypatch.setenv(*NO_GRPC)
     pytest.importorskip("gcsfs", reason="needs the extra gcs")
     pytest.importorskip("gcp_storage_emulator", reason="needs gcp-storage-emulator")
     google = pytest.importorskip("google.cloud.storage")

@@ -21,14 +21,14 @@ import torch
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor, sam_model_registry
 from skimage import data
 
-from labeler.engine import Engine, Receive
+from labeler.engine import Engine, Prediction, Receive
 from labeler.generator import generate_masks
 from labeler.geometry import fit_in_square, make_point_grid
 from labeler.images import decode_image
 from labeler.masks import plan_upsampling
 from labeler.model_folder import read_model_info
 from labeler.options import MaskOptions
-from labeler.predictor import Prediction, Predictor
+from labeler.predictor import Predictor
 from labeler.rle import runs_to_counts
 from labeler.types import Embedding, Prompts
 

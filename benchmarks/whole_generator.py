@@ -24,7 +24,7 @@ from segment_anything.modeling import Sam
 from skimage import data, transform
 
 from labeler.convert import convert_checkpoint, load_checkpoint, round_weights
-from labeler.engine import Answers, Engine, Receive
+from labeler.engine import Engine, Prediction, Receive
 from labeler.generator import generate_masks
 from labeler.geometry import make_point_grid
 from labeler.graphs import export_onnx, onnx_to_openvino
@@ -53,7 +53,7 @@ class PlainEngine:
         """(1, 3, S, S) -> (1, C, h, w)."""
         return self._encoder([pixels])["features"].copy()
 
-    def predict(self, features: Any, *, points: Any, labels: Any, receive: Receive, **_unused: Any) -> Answers:
+    def predict(self, features: Any, *, points: Any, labels: Any, receive: Receive, **_unused: Any) -> Prediction:
         """All masks of all prompts, wanted or not, in calls of so many."""
         iou = []
         for begin in range(0, len(labels), POINTS_PER_BATCH):
@@ -62,11 +62,11 @@ class PlainEngine:
             iou.append(answers.predicted_iou)
             with ThreadPoolExecutor(self.threads) as pool:
                 list(pool.map(receive, range(begin, begin + len(answers.rows)), answers.predicted_iou, answers.logits))
-        return Answers(
+        return Prediction(
             predicted_iou=np.concatenate(iou), rows=np.arange(len(labels)), logits=np.empty((0, 4, 1, 1), np.float32)
         )
 
-    def answer(self, features: Any, *, points: Any, labels: Any) -> Answers:
+    def answer(self, features: Any, *, points: Any, labels: Any) -> Prediction:
         """All masks of a batch of prompts, in one call compiled for so many."""
         count = len(labels)
         if count not in self._predictors:
@@ -74,13 +74,13 @@ class PlainEngine:
             model.reshape({"points": [count, 2, 2], "labels": [count, 2]})
             self._predictors[count] = self._core.compile_model(model, "CPU", self._settings)
         answer = self._predictors[count]({"features": features, "points": points, "labels": labels})
-        return Answers(predicted_iou=answer["iou"].copy(), rows=np.arange(count), logits=answer["logits"].copy())
+        return Prediction(predicted_iou=answer["iou"].copy(), rows=np.arange(count), logits=answer["logits"].copy())
 
 
 class EagerEngine(Engine):
     """Ours, but with every mask drawn before predicted IoU is looked at."""
 
-    def predict(self, features: Any, **arguments: Any) -> Answers:
+    def predict(self, features: Any, **arguments: Any) -> Prediction:
         """All masks of all prompts, wanted or not."""
         return super().predict(features, **(arguments | {"wanted": None}))
 

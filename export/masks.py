@@ -9,9 +9,10 @@ from export.folders import open_folder
 from export.options import SelectionOptions
 from export.selection import ExportImage, Report, Watch, select_images
 from labeler import rle
-from labeler.draw import UInt16, encode_ids
 from labeler.errors import OptionsError
+from labeler.images import encode_png
 from labeler.runs import Run
+from labeler.types import UInt16
 
 _MAX_ID = np.iinfo(np.uint16).max
 
@@ -27,7 +28,7 @@ def export_masks(run: Run, target: str, *, options: SelectionOptions, watch: Wat
     with open_folder(run, target, kind="masks", options=options) as folder:
         for image in select_images(run, options=options, report=report, watch=watch):
             name = folder.name_label(image, ".png", options=options)
-            folder.write(name, encode_ids(paint_ids(image, report=report)))
+            folder.write(name, encode_png(paint_ids(image, report=report)))
     return report
 
 

@@ -18,6 +18,7 @@ from export.filters import filter_masks
 from export.options import Frame, SelectionOptions
 from labeler import rle, storage
 from labeler.errors import OptionsError
+from labeler.orientation import TURNING, invert, turn_hw, turn_points
 from labeler.runs import Row, Run, iterate_images
 from labeler.stores import means_itself
 from labeler.types import Size
@@ -155,7 +156,7 @@ def select_images(run: Run, *, options: SelectionOptions, report: Report, watch:
             report.num_masks += len(image.masks)
             report.num_bare += not image.masks
             report.num_val += image.split == "val"
-            report.num_oriented += row["exif_orientation"] in frames.TURNS
+            report.num_oriented += row["exif_orientation"] in TURNING
             yield image
         if watch is not None:
             watch(report)
@@ -231,7 +232,7 @@ def _select_image(
         masks=tuple(_to_mask(r, other_id=other_id) for r in kept),
     )
     labeled_in: Frame = "upright" if run.options.exif == "apply" else "stored"
-    if row["exif_orientation"] in frames.TURNS and options.frame not in (None, labeled_in):
+    if row["exif_orientation"] in TURNING and options.frame not in (None, labeled_in):
         return _turn_image(image, orientation=row["exif_orientation"], upright=options.frame == "upright")
     return image
 
@@ -253,17 +254,18 @@ def _to_mask(row: Row, *, other_id: int) -> ExportMask:
 
 
 def _turn_image(image: ExportImage, *, orientation: int, upright: bool) -> ExportImage:
-    turn = frames.Turn(orientation, image_hw=image.image_hw, upright=upright)
-    counts = [turn.turn_counts(mask.counts) for mask in image.masks]
-    boxes = rle.measure_boxes_xywh(counts, image_hw=turn.turned_hw).tolist()
+    way, image_hw = orientation if upright else invert(orientation), image.image_hw
+    turned_hw = turn_hw(image_hw, way)
+    counts = [frames.turn_counts(mask.counts, way, image_hw=image_hw) for mask in image.masks]
+    boxes = rle.measure_boxes_xywh(counts, image_hw=turned_hw).tolist()
     masks = tuple(
         replace(
             mask,
             counts=c,
             bbox=box,
-            point_coords=[turn.turn_point(xy) for xy in mask.point_coords],
-            crop_box=turn.turn_box(mask.crop_box),
+            point_coords=turn_points(np.reshape(mask.point_coords, (-1, 2)), way, image_hw=image_hw).tolist(),
+            crop_box=frames.turn_box(mask.crop_box, way, image_hw=image_hw),
         )
         for mask, c, box in zip(image.masks, counts, boxes, strict=True)
     )
-    return replace(image, image_hw=turn.turned_hw, masks=masks)
+    return replace(image, image_hw=turned_hw, masks=masks)

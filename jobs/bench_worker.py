@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from jobs.worker import load_predictor, measure_peak_memory
-from labeler.engine import Answers, Engine
+from labeler.engine import Engine, Prediction
 from labeler.errors import LabelerError
 from labeler.generator import generate_masks
 from labeler.images import decode_image
@@ -37,7 +37,7 @@ class CountingEngine(Engine):
         self.counts["encoder"] += 1
         return super().encode(pixels)
 
-    def predict(self, features: Float32, **given: Any) -> Answers:
+    def predict(self, features: Float32, **given: Any) -> Prediction:
         """As the engine."""
         answers = super().predict(features, **given)
         self.counts["image_side"] += 1

@@ -23,7 +23,7 @@ from labeler.images import decode_image, encode_png
 from labeler.limits import count_usable_cpus
 from labeler.options import MaskOptions, Precision, Preset, check_given_options, name_prices, resolve_mask_options
 from labeler.stores import parse_store_options, use_store_options
-from labeler.types import Bool, Image, MaskSet, Prompts, UInt32
+from labeler.types import MAX_POINTS, Bool, Image, MaskSet, Prompts, UInt32
 
 app = App(
     name="python -m labeler",
@@ -327,8 +327,8 @@ def _parse_prompts(points: Sequence[str], negatives: Sequence[str], box: str | N
         raise OptionsError("a prompt needs a --point or a --box")
     inside = [_parse_numbers(text, "--point", names="x,y") for text in points]
     outside = [_parse_numbers(text, "--negative", names="x,y") for text in negatives]
-    if len(inside) + len(outside) > _MAX_POINTS:
-        raise OptionsError(f"--point, --negative: at most {_MAX_POINTS} points, not {len(inside) + len(outside)}")
+    if len(inside) + len(outside) > MAX_POINTS:
+        raise OptionsError(f"--point, --negative: at most {MAX_POINTS} points, not {len(inside) + len(outside)}")
     corners = None if box is None else _parse_numbers(box, "--box", names="x0,y0,x1,y1")
     if corners is not None and not (corners[0] < corners[2] and corners[1] < corners[3]):
         raise OptionsError(f"--box: {box} is empty; it is left,top,right,bottom")
@@ -337,9 +337,6 @@ def _parse_prompts(points: Sequence[str], negatives: Sequence[str], box: str | N
         labels=np.array([[1] * len(inside) + [0] * len(outside)], np.int32),
         boxes_xyxy=None if corners is None else np.array([corners], np.float64),
     )
-
-
-_MAX_POINTS = 64
 
 
 def _parse_numbers(text: str, flag: str, *, names: str) -> list[float]:

@@ -5,7 +5,7 @@ import json
 import numpy as np
 
 from labeler import rle
-from labeler.draw import encode_ids, paint_numbers
+from labeler.draw import paint_numbers
 from labeler.images import encode_png
 from labeler.tables import masks_to_batch
 from labeler.types import MaskSet
@@ -17,7 +17,7 @@ def masks_to_png(masks: MaskSet, *, one: bool) -> bytes:
         mask = rle.runs_to_mask(masks.runs(0), image_hw=masks.image_hw)
         return encode_png(np.where(mask, np.uint8(255), np.uint8(0)))
     runs = [masks.runs(i) for i in range(len(masks))]
-    return encode_ids((paint_numbers(runs, image_hw=masks.image_hw, picture_hw=masks.image_hw) + 1).astype(np.uint16))
+    return encode_png((paint_numbers(runs, image_hw=masks.image_hw, picture_hw=masks.image_hw) + 1).astype(np.uint16))
 
 
 def masks_to_coco(masks: MaskSet, *, file_name: str) -> bytes:

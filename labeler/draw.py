@@ -9,14 +9,11 @@ from dataclasses import dataclass
 from io import BytesIO
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image as PillowImage
 from PIL import ImageDraw, ImageFont
 
 from labeler import rle
 from labeler.types import Bool, Float32, Int64, Size, UInt8, UInt32
-
-UInt16 = NDArray[np.uint16]
 
 FILL_ALPHA = 0.38
 """How much of a mask's colour covers the photo: enough to tell neighbours apart, little enough to judge the edges."""
@@ -186,13 +183,6 @@ def encode_jpeg(pixels: UInt8, *, quality: int = 88) -> bytes:
     buffer = BytesIO()
     # Colour at full resolution: outlines are a pixel wide.
     PillowImage.fromarray(pixels).save(buffer, "JPEG", quality=quality, subsampling="4:4:4")
-    return buffer.getvalue()
-
-
-def encode_ids(ids: UInt16) -> bytes:
-    """(H, W) uint16 -> the bytes of a gray PNG file of 16 bits."""
-    buffer = BytesIO()
-    PillowImage.fromarray(ids).save(buffer, "PNG")
     return buffer.getvalue()
 
 

@@ -86,14 +86,14 @@ _Requests = SimpleQueue[_Request]
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
-    """What a model says to P prompts.
+class Prediction:
+    """What a model says to P prompts, K masks each: the engine's four are the single mask and then the three.
 
     Attributes:
-        predicted_iou: (P, 4) float32.
+        predicted_iou: (P, K) float32, the model's own estimate.
         rows: (M,) int64, the prompts whose masks were wanted, in order.
-        logits: (P, 4, 4h, 4w) float32, the single mask first and then the three; of other prompts than ``rows`` undefined.
-            No prompts, (0, 4, 4h, 4w), where somebody else received them.
+        logits: (P, K, 4h, 4w) float32 at low resolution, for the model's whole padded input; of other prompts than ``rows``
+            undefined. No prompts, (0, K, 4h, 4w), where somebody else received them.
     """
 
     predicted_iou: Float32
@@ -169,7 +169,7 @@ class Engine:
         wanted: Callable[[Float32], Bool] | None = None,
         receive: Receive | None = None,
         prompts_per_call: int | None = None,
-    ) -> Answers:
+    ) -> Prediction:
         """Answer P prompts of N points each about one crop.
 
         Args:
@@ -208,7 +208,7 @@ class Engine:
                 inputs = {"features": features, "mask_logits": mask_logits[one]}
                 with self._run(self._find_graph("image_side_mask"), inputs) as shared:
                     iou[one], chosen[one] = ask(shared.outputs, points[one], labels[one], first=i)
-        return Answers(predicted_iou=iou, rows=np.flatnonzero(chosen).astype(np.int64), logits=logits)
+        return Prediction(predicted_iou=iou, rows=np.flatnonzero(chosen).astype(np.int64), logits=logits)
 
     def _answer(
         self,

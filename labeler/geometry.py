@@ -98,22 +98,3 @@ def keep_best_boxes(boxes_xyxy: Int64, *, scores: Float32, iou_thresh: float) ->
             iou = shared / (areas[i] + areas[later] - shared)
         alive[later] &= ~(iou.astype(np.float64) > iou_thresh)
     return order[alive].astype(np.int64)
-
-
-def turn_points(points_xy: Float64, *, orientation: int, image_hw: Size, to_upright: bool) -> Float64:
-    """Points (..., 2) from the frame a file stores into the upright one, or back, as an EXIF orientation says.
-
-    Coordinates count pixel edges: the right edge of an image of 4 columns is at x = 4.
-
-    Args:
-        points_xy: in the first frame.
-        orientation: 1 to 8.
-        image_hw: the size of the first frame.
-        to_upright: into the upright frame; else into the stored one.
-    """
-    height, width = image_hw
-    x, y = points_xy[..., 0], points_xy[..., 1]
-    left, up = width - x, height - y
-    turned = {2: (left, y), 3: (left, up), 4: (x, up), 5: (y, x), 6: (up, x), 7: (up, left), 8: (y, left)}
-    way = orientation if to_upright else {6: 8, 8: 6}.get(orientation, orientation)  # The others undo themselves.
-    return np.stack(turned.get(way, (x, y)), axis=-1)

@@ -11,7 +11,6 @@ CMYK and premultiplied TIFF keep their high bytes, as Pillow reads them, and a w
 import re
 import sys
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
 from typing import Any
@@ -23,10 +22,11 @@ from PIL import ImageCms, ImageFile
 
 from labeler import sniff
 from labeler.errors import ErrorKind, ImageError
-from labeler.options import Exif
-from labeler.types import Image, Size, UInt8
+from labeler.options import Exif, MaskOptions
+from labeler.orientation import TURNING, invert, turn_hw, turn_pixels
+from labeler.types import Image, Size, UInt8, UInt16
 
-DEFAULT_MAX_PIXELS = 178_956_970
+DEFAULT_MAX_PIXELS: int = MaskOptions.model_fields["max_pixels"].default
 
 IMAGE_EXTENSIONS = frozenset(
     {
@@ -48,16 +48,6 @@ _MAY_LACK_PIXELS = ("JPEG", "MPO", "JPEG2000")  # Decoders that may fill up what
 _MAY_LACK_END = ("PNG", "GIF", "BMP")  # Decoders that fail where a pixel is missing, and only there.
 
 _ORIENTATION_TAG = 0x0112
-_TURNS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {  # What makes pixels upright, by EXIF orientation.
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.swapaxes(0, 1),
-    6: lambda a: np.rot90(a, -1),
-    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
-    8: lambda a: np.rot90(a, 1),
-}
-_TURN_BACK = {6: 8, 8: 6}  # The others undo themselves.
 
 # Pillow reads 16-bit colour as its high bytes. Read again in the other byte order, the same file gives the low bytes.
 _OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}  # N: the machine's own.
@@ -105,8 +95,8 @@ def resize_image(pixels: UInt8, *, size_hw: Size) -> UInt8:
     return np.asarray(PillowImage.fromarray(pixels).resize((width, height), PillowImage.Resampling.BILINEAR))
 
 
-def encode_png(pixels: UInt8) -> bytes:
-    """A PNG file of (H, W, 3) RGB or (H, W) gray pixels. Equal pixels give equal bytes."""
+def encode_png(pixels: UInt8 | UInt16) -> bytes:
+    """A PNG file of (H, W, 3) RGB or (H, W) gray pixels, gray ones of 16 bits, too. Equal pixels give equal bytes."""
     buffer = BytesIO()
     PillowImage.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
@@ -143,11 +133,10 @@ def _decode(data: bytes, *, exif: Exif, max_pixels: int) -> Image:
     if image_format in _MAY_LACK_END and sniff.is_cut_short(data, image_format=image_format):
         pixel_notes = [*pixel_notes, "the file lacks its last bytes; all pixels are there"]
     if exif == "apply":
-        upright = pixels if turned_by_pillow else _turn(pixels, orientation)
-        stored_hw = _swap(upright.shape[:2], orientation)
+        upright = pixels if turned_by_pillow else turn_pixels(pixels, orientation)
+        stored_hw = turn_hw((upright.shape[0], upright.shape[1]), orientation)
     else:
-        back = _TURN_BACK.get(orientation, orientation)
-        upright = _turn(pixels, back) if turned_by_pillow else pixels
+        upright = turn_pixels(pixels, invert(orientation)) if turned_by_pillow else pixels
         stored_hw = upright.shape[:2]
     upright = np.ascontiguousarray(upright)
     upright.flags.writeable = False
@@ -244,7 +233,7 @@ def _read_orientation(picture: ImageFile.ImageFile) -> tuple[int, list[str]]:
     notes = broken if isinstance(block, bytes) and sniff.exif_is_broken(block) else []
     if value is None or value == 1:
         return 1, notes
-    if isinstance(value, int) and value in _TURNS:
+    if isinstance(value, int) and value in TURNING:
         return value, notes
     return 1, [*notes, f"its EXIF orientation {value!r} is not 1 to 8 and was ignored"]
 
@@ -332,12 +321,3 @@ def _scale(values: NDArray[Any]) -> UInt8:
 
 def _replicate(gray: UInt8) -> UInt8:
     return np.repeat(gray[..., np.newaxis], 3, axis=2)
-
-
-def _turn(pixels: UInt8, orientation: int) -> UInt8:
-    return _TURNS[orientation](pixels) if orientation in _TURNS else pixels
-
-
-def _swap(size_hw: tuple[int, ...], orientation: int) -> Size:
-    height, width = size_hw
-    return (width, height) if orientation >= 5 else (height, width)

@@ -3,41 +3,22 @@
 Follows ``segment_anything/predictor.py`` and ``prompt_encoder.py``; must not know files, the point grid or filters.
 """
 
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 
-from labeler.engine import Engine, Receive
+from labeler.engine import Engine, Prediction, Receive
 from labeler.geometry import fit_in_square, points_to_input
 from labeler.images import resize_image
 from labeler.masks import Tracer, Upsampling, plan_upsampling, upsample_logits
 from labeler.model_folder import ModelInfo
-from labeler.types import Bool, Box, Embedding, Float32, Int32, Int64, Prompts, Size, UInt8
+from labeler.types import MAX_POINTS, Bool, Box, Embedding, Float32, Int32, Prompts, Size, UInt8
 
 PIXEL_MEAN = np.array([123.675, 116.28, 103.53], np.float32)
 PIXEL_STD = np.array([58.395, 57.12, 57.375], np.float32)
 
-MAX_POINTS = 64
-"""Points a prompt; a graph is compiled for each number that is used."""
-
 _BOX_CORNER_LABELS = (2, 3)
 _PADDING_LABEL = -1
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """Answers to P prompts, K masks each (three, or one).
-
-    Attributes:
-        predicted_iou: (P, K) float32, the model's own estimate.
-        rows: (M,) int64, the prompts whose masks were made: all, unless ``predict`` was told a threshold.
-        logits: (P, K, h, w) float32 at low resolution, for the model's whole padded input; of other prompts undefined, and
-            of no prompts where somebody else received them.
-    """
-
-    predicted_iou: Float32
-    rows: Int64
-    logits: Float32
 
 
 def fill_input(pixels: UInt8, *, side: int) -> tuple[Float32, Size]:
@@ -95,7 +76,7 @@ class Predictor:
             if receive is not None:
                 receive(prompt, iou[kept], logits[kept])
 
-        answers = self._engine.predict(
+        answer = self._engine.predict(
             embedding.features,
             points=points,
             labels=labels,
@@ -103,7 +84,7 @@ class Predictor:
             wanted=None if iou_above is None else has_sure_mask,
             receive=None if receive is None else receive_kept,
         )
-        return Prediction(predicted_iou=answers.predicted_iou[:, kept], rows=answers.rows, logits=answers.logits[:, kept])
+        return replace(answer, predicted_iou=answer.predicted_iou[:, kept], logits=answer.logits[:, kept])
 
     def upsample(self, embedding: Embedding, logits: Float32) -> Float32:
         """(M, h, w) low-resolution logits -> (M, H, W) at the crop's size."""

@@ -14,7 +14,7 @@ import numpy as np
 from labeler.errors import PromptError
 from labeler.masks import TracedMask
 from labeler.options import MaskOptions, PromptOptions
-from labeler.predictor import MAX_POINTS, Predictor
+from labeler.predictor import Predictor
 from labeler.prompts import Prompt, fit_prompt
 from labeler.types import Float32, Image, Int64, MaskSet, Prompts, StageSeconds
 
@@ -91,9 +91,7 @@ def _fit_prompts(
     asked, errors = {}, {}
     for place, prompt in enumerate(prompts):
         try:
-            asked[place] = fit_prompt(
-                prompt, image=image, exif=options.exif, frame=prompt_options.prompts_frame, max_points=MAX_POINTS
-            )
+            asked[place] = fit_prompt(prompt, image=image, exif=options.exif, frame=prompt_options.prompts_frame)
         except PromptError as error:
             errors[place] = error
     return asked, errors

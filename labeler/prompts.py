@@ -11,14 +11,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from labeler.errors import PromptError
-from labeler.geometry import turn_points
 from labeler.options import Exif, Frame
-from labeler.types import Float64, Image, Size
+from labeler.orientation import invert, turn_hw, turn_points
+from labeler.types import MAX_POINTS, Float64, Image, Size
 
 Numbers = tuple[float, ...]
-
-_SWAPPING = 5
-"""From this EXIF orientation on, width and height change places."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +46,7 @@ class Prompt:
     error: PromptError | None = None
 
 
-def fit_prompt(prompt: Prompt, *, image: Image, exif: Exif, frame: Frame | None, max_points: int) -> Prompt:
+def fit_prompt(prompt: Prompt, *, image: Image, exif: Exif, frame: Frame | None) -> Prompt:
     """The prompt in the frame of the masks.
 
     Args:
@@ -57,14 +54,13 @@ def fit_prompt(prompt: Prompt, *, image: Image, exif: Exif, frame: Frame | None,
         image: the decoded picture.
         exif: how it was decoded: ``apply`` makes masks upright.
         frame: the frame of the prompts, where a person said it.
-        max_points: more are not asked.
 
     Raises:
         PromptError: it can't be asked.
     """
     if prompt.error is not None:
         raise prompt.error
-    _check_numbers(prompt, max_points=max_points)
+    _check_numbers(prompt)
     frame = _find_frame(prompt, image=image, exif=exif, frame=frame)
     masks_frame: Frame = "upright" if exif == "apply" else "stored"
     if frame not in (None, masks_frame):
@@ -73,14 +69,14 @@ def fit_prompt(prompt: Prompt, *, image: Image, exif: Exif, frame: Frame | None,
     return prompt
 
 
-def _check_numbers(prompt: Prompt, *, max_points: int) -> None:
+def _check_numbers(prompt: Prompt) -> None:
     box, points, labels = prompt.box_xyxy, prompt.points_xy, prompt.point_labels
     if box is None and not points:
         raise PromptError("malformed", "it has neither a box nor a point")
     if len(points) != len(labels):
         raise PromptError("malformed", f"it has {len(points)} points but {len(labels)} labels")
-    if len(points) > max_points:
-        raise PromptError("malformed", f"it has {len(points)} points; {max_points} are the most")
+    if len(points) > MAX_POINTS:
+        raise PromptError("malformed", f"it has {len(points)} points; {MAX_POINTS} are the most")
     if not set(labels) <= {0, 1}:
         raise PromptError("malformed", "a point's label is 1 (inside the object) or 0 (outside)")
     if not np.isfinite([*(box or ()), *(number for point in points for number in point)]).all():
@@ -97,7 +93,7 @@ def _check_numbers(prompt: Prompt, *, max_points: int) -> None:
 def _find_frame(prompt: Prompt, *, image: Image, exif: Exif, frame: Frame | None) -> Frame | None:
     """The frame that the prompt is in; None where the two are the same."""
     stored_hw = image.stored_hw
-    upright_hw = stored_hw[::-1] if image.exif_orientation >= _SWAPPING else stored_hw
+    upright_hw = turn_hw(stored_hw, image.exif_orientation)
     wanted = prompt.frame_hw
     if wanted is not None and wanted not in (stored_hw, upright_hw):
         raise PromptError(
@@ -120,13 +116,13 @@ def _find_frame(prompt: Prompt, *, image: Image, exif: Exif, frame: Frame | None
 
 
 def _turn_prompt(prompt: Prompt, *, image: Image, to_upright: bool) -> Prompt:
-    from_hw: Size = image.stored_hw
-    if not to_upright and image.exif_orientation >= _SWAPPING:
-        from_hw = (from_hw[1], from_hw[0])
+    way, from_hw = image.exif_orientation, image.stored_hw
+    if not to_upright:
+        way, from_hw = invert(way), turn_hw(from_hw, way)
 
     def turn(points: Sequence[Numbers]) -> Float64:
         flat = np.array(points, np.float64).reshape(-1, 2)
-        return turn_points(flat, orientation=image.exif_orientation, image_hw=from_hw, to_upright=to_upright)
+        return turn_points(flat, way, image_hw=from_hw)
 
     box = None
     if prompt.box_xyxy is not None:

@@ -18,8 +18,8 @@ from labeler import rle
 from labeler.errors import LabelerError, OptionsError
 from labeler.generator import generate_masks
 from labeler.options import resolve_mask_options
-from labeler.predictor import MAX_POINTS, Predictor
-from labeler.types import Embedding, Float32, Image, MaskSet, Prompts, Size, UInt32
+from labeler.predictor import Predictor
+from labeler.types import MAX_POINTS, Embedding, Float32, Image, MaskSet, Prompts, Size, UInt32
 
 logger = logging.getLogger(__name__)
 

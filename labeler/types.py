@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 UInt8 = NDArray[np.uint8]
+UInt16 = NDArray[np.uint16]
 UInt32 = NDArray[np.uint32]
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
@@ -74,6 +75,10 @@ class Embedding:
         """Height and width of the crop in pixels of the image."""
         x0, y0, x1, y1 = self.crop_xyxy
         return y1 - y0, x1 - x0
+
+
+MAX_POINTS = 64
+"""Points a prompt; a graph is compiled for each number that is used."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     (
         "labeler.types",
         "labeler.geometry",
+        "labeler.orientation",
         "labeler.rle",
         "labeler.limits",
         "labeler.compiled",

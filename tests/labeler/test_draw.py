@@ -2,7 +2,6 @@
 
 from io import BytesIO
 
-import cv2
 import numpy as np
 import pytest
 from drawn_masks import draw_box
@@ -111,16 +110,6 @@ def test_a_jpeg_holds_the_picture() -> None:
     opened = np.asarray(PillowImage.open(BytesIO(data)))
     assert opened.shape == photo.shape
     assert np.abs(opened.astype(int) - photo).max() < 10
-
-
-def test_a_picture_of_ids_holds_every_number() -> None:
-    """16 bits a pixel, gray, to the highest id; other readers than Pillow see the same."""
-    ids = np.array([[0, 1, 255], [256, 40_000, 65_535]], np.uint16)
-    data = draw.encode_ids(ids)
-    with PillowImage.open(BytesIO(data)) as picture:
-        assert (picture.format, picture.mode, picture.size) == ("PNG", "I;16", (3, 2))
-        np.testing.assert_array_equal(np.asarray(picture), ids)
-    np.testing.assert_array_equal(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED), ids)
 
 
 def test_of_a_rejected_mask_the_outline_is_drawn() -> None:

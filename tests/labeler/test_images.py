@@ -12,6 +12,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image as PillowImage
@@ -629,11 +630,14 @@ def test_extensions_are_lower_case_with_their_dot() -> None:
     assert all(e.startswith(".") and e == e.lower() for e in images.IMAGE_EXTENSIONS)
 
 
-def test_the_default_limit_is_the_option_s() -> None:
-    """Declared in labeler.options; a caller without options gets the same."""
-    from labeler.options import MaskOptions
-
-    assert MaskOptions().max_pixels == images.DEFAULT_MAX_PIXELS
+def test_a_picture_of_ids_holds_every_number() -> None:
+    """16 bits a pixel, gray, to the highest id; other readers than Pillow see the same."""
+    ids = np.array([[0, 1, 255], [256, 40_000, 65_535]], np.uint16)
+    data = images.encode_png(ids)
+    with PillowImage.open(BytesIO(data)) as picture:
+        assert (picture.format, picture.mode, picture.size) == ("PNG", "I;16", (3, 2))
+        np.testing.assert_array_equal(np.asarray(picture), ids)
+    np.testing.assert_array_equal(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED), ids)
 
 
 def read_manifest() -> list[tuple[str, str]]:

@@ -11,8 +11,8 @@ from segment_anything.modeling import Sam
 
 from labeler.engine import Engine
 from labeler.model_folder import read_model_info
-from labeler.predictor import MAX_POINTS, Predictor
-from labeler.types import Prompts
+from labeler.predictor import Predictor
+from labeler.types import MAX_POINTS, Prompts
 
 PIXELS = skimage.data.coffee()
 

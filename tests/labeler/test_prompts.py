@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from labeler.errors import PROMPT_ERROR_KINDS, PromptError
-from labeler.geometry import turn_points
+from labeler.orientation import invert, turn_points
 from labeler.prompts import Prompt, fit_prompt
 from labeler.types import Image
 
@@ -19,7 +19,7 @@ def picture(*, orientation: int = 1, stored_hw: tuple[int, int] = (40, 60), exif
 
 
 def fit(image: Image, *, exif: Any = "apply", frame: Any = None, **prompt: Any) -> Prompt:
-    return fit_prompt(Prompt(prompt_id=1, **prompt), image=image, exif=exif, frame=frame, max_points=3)
+    return fit_prompt(Prompt(prompt_id=1, **prompt), image=image, exif=exif, frame=frame)
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def fit(image: Image, *, exif: Any = "apply", frame: Any = None, **prompt: Any) 
         ("malformed", "NaN", {"box_xyxy": (1.0, 2.0, NAN, 4.0)}),
         ("malformed", "infinite", {"points_xy": ((float("inf"), 1.0),), "point_labels": (1,)}),
         ("malformed", "2 points but 1 labels", {"points_xy": ((1.0, 1.0), (2.0, 2.0)), "point_labels": (1,)}),
-        ("malformed", "3 are the most", {"points_xy": ((1.0, 1.0),) * 4, "point_labels": (1,) * 4}),
+        ("malformed", "64 are the most", {"points_xy": ((1.0, 1.0),) * 65, "point_labels": (1,) * 65}),
         ("malformed", "1 (inside", {"points_xy": ((1.0, 1.0),), "point_labels": (2,)}),
         ("reversed", "10, 10, 5, 20", {"box_xyxy": (10.0, 10.0, 5.0, 20.0)}),
         ("empty", "no area", {"box_xyxy": (10.0, 10.0, 10.0, 20.0)}),
@@ -92,9 +92,9 @@ def test_points_turn_as_pixels_do(orientation: int) -> None:
     stored[1, 5] = True
     upright = turns.get(orientation, lambda a: a)(stored)
     (y,), (x,) = np.nonzero(upright)
-    centre = turn_points(np.array([[5.5, 1.5]]), orientation=orientation, image_hw=stored.shape, to_upright=True)
+    centre = turn_points(np.array([[5.5, 1.5]]), orientation, image_hw=stored.shape)
     assert centre.tolist() == [[x + 0.5, y + 0.5]]
-    back = turn_points(centre, orientation=orientation, image_hw=upright.shape, to_upright=False)
+    back = turn_points(centre, invert(orientation), image_hw=upright.shape)
     assert back.tolist() == [[5.5, 1.5]]
 
 

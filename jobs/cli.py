@@ -4,7 +4,8 @@ What each command does, in order, is readable here; every step stands in another
 """
 
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +20,15 @@ from jobs.options import JobOptions, Selection
 from jobs.plan import RunRecord, RunSpec, check_resume, describe_model, extend_run, freeze_run, read_run
 from jobs.prompts import check_prompt_flags, describe_prompts, match_prompts
 from jobs.refs import Listing
-from jobs.report import describe_progress, describe_prompt_counts, describe_report, read_report, write_failures
+from jobs.report import (
+    describe_duration,
+    describe_progress,
+    describe_prompt_counts,
+    describe_report,
+    read_report,
+    write_failures,
+)
+from jobs.shards import Tally
 from jobs.signals import catch_signals
 from jobs.sources import list_images
 from jobs.tallies import read_standing
@@ -39,6 +48,7 @@ ENGINE = "labeler.engine:Engine"
 """What computes, by import path: workers import it themselves."""
 
 _NUM_WORTH_SAYING = 100_000  # Shorter listings are over before anybody wonders.
+_SECONDS_BETWEEN_LINES = 5.0
 
 _EXIT_CODES_HELP = (
     "Exit codes: 0 done; 1 stopped, the same command goes on, or verify found a fault; 2 usage, nothing to do, or a resume "
@@ -139,7 +149,7 @@ def label(
             with match_prompts(asked, listing=listing, say=_say) as matched:
                 if dry_run:
                     what = {"record": record, "listing": listing, "prompts": matched}
-                    return _estimate(spec, output=place, job=job, folder=folder, **what)
+                    return _estimate(spec, output=place, job=job, folder=folder, retry_kinds=kinds, **what)
                 if listing is not None and record is None:
                     lease.take()
                     _refuse_frozen_meanwhile(place)
@@ -176,9 +186,7 @@ def status(output: str, /, *, failures: Path | None = None, storage_options: tup
         storage_options: KEY=VALUE for fsspec, as `label` takes them.
     """
     record = _open_run(output, storage_options)
-    shards = sorted(tables.list_committed_shards(output))
-    progress = read_report(output, "progress.json")
-    shards, tally = read_standing(output, shards, progress=progress)
+    progress, shards, tally = _read_standing(output)
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(tally.errors.items()))
     print(f"{tally.num_images} of {record.num_images} images done in {len(shards)} of {record.num_shards} shards")
     print(f"{tally.num_masks} masks; {tally.num_failed} images failed{f': {kinds}' if kinds else ''}")
@@ -213,7 +221,7 @@ def verify(output: str, /, *, repair: bool = False, storage_options: tuple[str, 
         if repair:
             lease.take()
             record = _read_run(output)  # From now on nobody else extends it.
-        for fault in find_faults(output, record):
+        for fault in find_faults(output, record, on_progress=_watch_shards(record.num_shards)):
             num_faults += 1
             parts.update(fault.parts)
             print(f"fault: {fault}")
@@ -262,14 +270,18 @@ def _judge(outcome: Outcome, record: RunRecord, job: JobOptions) -> int:
     return EXIT_DONE
 
 
-def _estimate(spec: RunSpec, *, output: str, job: JobOptions, **known: Any) -> int:
+def _estimate(spec: RunSpec, *, output: str, job: JobOptions, retry_kinds: frozenset[str], **known: Any) -> int:
     """The dry run, which writes nothing."""
     from jobs.estimate import estimate_job
 
+    errors = _read_standing(output)[2].errors if retry_kinds else {}
+    num_again = sum(errors.get(kind, 0) for kind in retry_kinds)
+    if num_again:
+        print(f"{num_again} failed images would be labeled again, of which nobody knows how long they take")
     _say("timing a few images ...")
     estimate = estimate_job(spec, output=output, job=job, engine=ENGINE, **known)
     if not estimate.num_images:
-        print("nothing is left to do")
+        print("nothing else is left to do; nothing was written" if num_again else "nothing is left to do")
         return EXIT_DONE
     print(f"{estimate.num_images} images, {estimate.seconds_an_image:.2f} s an image here, on {job.cpus_per_worker} CPUs")
     print(f"about {estimate.total_s / 3600:.2f} hours with {estimate.num_workers} workers; nothing was written")
@@ -291,6 +303,12 @@ def _open_run(output: str, storage_options: Sequence[str]) -> RunRecord:
     return _read_run(output)
 
 
+def _read_standing(output: str) -> tuple[Mapping[str, Any] | None, list[int], Tally]:
+    """``progress.json``, the shards that are committed, and their tally. In this order: see ``tallies.read_standing``."""
+    progress = read_report(output, "progress.json")
+    return progress, *read_standing(output, tables.list_committed_shards(output), progress=progress)
+
+
 def _read_run(output: str) -> RunRecord:
     record = read_run(output)
     if record is None:
@@ -310,6 +328,21 @@ def _describe_listing(listing: Listing) -> str:
 def _say_progress(num_images: int) -> None:
     if num_images >= _NUM_WORTH_SAYING:
         _say(f"{num_images} images found so far ...")
+
+
+def _watch_shards(num_shards: int) -> Callable[[int], None]:
+    """What is told how many shards were looked at, and says it every few seconds."""
+    start_s = line_s = time.monotonic()
+
+    def watch(num_seen: int) -> None:
+        nonlocal line_s
+        now_s = time.monotonic()
+        if now_s >= line_s + _SECONDS_BETWEEN_LINES:
+            line_s = now_s
+            left_s = (num_shards - num_seen) * (now_s - start_s) / num_seen
+            _say(f"{num_seen}/{num_shards} shards looked at, {describe_duration(left_s)} left")
+
+    return watch
 
 
 def _say(*texts: str) -> None:

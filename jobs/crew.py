@@ -6,10 +6,11 @@ to another worker only when the one that had it is known to be dead, or has lost
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,11 +19,11 @@ import ray
 
 from jobs.cluster import count_places, describe_nodes, find_large_nodes, find_node, measure_largest_node, name_node
 from jobs.events import WorkerInfo
-from jobs.lease import LeaseHolder, Permit, ProcessName, is_process_alive
+from jobs.lease import LeaseHolder, LeaseLostError, Permit, ProcessName, is_process_alive
 from jobs.ledger import Assignment, ShardLedger
 from jobs.options import JobOptions
 from jobs.worker import ShardLabeler
-from labeler.errors import LabelerError, ModelError
+from labeler.errors import LabelerError, ModelError, StorageError
 from labeler.stores import get_store_options
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,8 @@ LOSS_KNOWN_S = 65.0
 to hang."""
 
 _MEMORY_MARGIN = 1.2
+_NUM_PEAKS = 100
+_USUAL_SHARE = 0.9  # Of the peaks: those above may be odd images'.
 _NODE_LABEL = "ray.io/node-id"
 
 
@@ -122,19 +125,29 @@ class Worker:
         return f"pid {self.info.pid} on {self.info.host}" if self.info else "still loading"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Ghost:
-    """A worker that is gone for Ray, but may still write: what waits for its end, or for its right to write to lapse."""
+    """A worker that is gone for Ray, but may still write: what waits for its end, or for its right to write to lapse.
+
+    Attributes:
+        attempt: what it has the right to write.
+        patience_s: how long a write may go on once that right is taken from it.
+        is_here: its end can be seen from here.
+        lapses_s: where it can't: when another may have its shard; None before it was written off.
+    """
 
     process: ProcessName
-    lapses_s: float | None
+    attempt: int
+    patience_s: float
+    is_here: bool
     then: Callable[[], None]
+    lapses_s: float | None = None
 
     def is_gone(self) -> bool:
         """Whether another may have its shard."""
-        if self.lapses_s is not None:
-            return time.monotonic() >= self.lapses_s
-        return not is_process_alive(self.process)
+        if self.is_here:
+            return not is_process_alive(self.process)
+        return self.lapses_s is not None and time.monotonic() >= self.lapses_s
 
 
 class Crew:
@@ -145,7 +158,7 @@ class Crew:
         options: how many workers, how wide, how patient.
         engine: see ``jobs.worker``.
         lease: the right to write to the folder, of which each worker gets a part.
-        memory_bytes: what a worker is expected to need; replaced by what the first ones were seen to need.
+        memory_bytes: what a worker is expected to need, until the first ones were seen to need more.
     """
 
     def __init__(self, output: str, *, options: JobOptions, engine: str, lease: LeaseHolder, memory_bytes: int) -> None:
@@ -153,33 +166,49 @@ class Crew:
         self._options = options
         self._engine = engine
         self._lease = lease
-        self._memory_bytes = memory_bytes
+        self._guess_bytes = self._least_bytes = self._memory_bytes = memory_bytes
+        self._peaks_bytes: deque[int] = deque(maxlen=_NUM_PEAKS)
         self._actor_class: Any = ray.remote(NodeLabeler)
         self._workers: list[Worker] = []
         self._ghosts: list[Ghost] = []
-        self._nodes_left_out: set[str] = set()
-        self._num_left_out = 0
+        self._left_out: Counter[str | None] = Counter()  # Workers, by node.
         self._left_out_for: LabelerError | None = None
+        self._patient_until_s = 0.0
+        self._faulty_nodes: set[str] = set()  # By which the store was blamed since a shard was committed.
+        self._node_of_fault: dict[int, str] = {}  # The first that blamed it with this shard in hand.
         self._deaths_while_loading: Counter[str | None] = Counter()
         self._said = ""
+        self._is_memory_said = False
         self._num_places = 0
+        self._num_places_guessed = 0
         self._count_at_s = 0.0
 
     def count_wanted(self) -> int:
         """How many workers there should be, were there shards for all of them. On a node that is left out there are none."""
+        self._look_around()
         options = self._options
         if options.workers != "auto":
-            return options.workers - self._num_left_out
+            return options.workers - self._left_out.total()
         if options.max_workers is not None:
-            return options.max_workers - self._num_left_out
-        return max(1, self._count_places(), options.min_workers or 0)
+            return options.max_workers - self._left_out.total()
+        return max(1, self._num_places, options.min_workers or 0)
 
-    def _count_places(self) -> int:
-        if time.monotonic() >= self._count_at_s:
-            cpus, without = self._options.cpus_per_worker, self._nodes_left_out
-            self._num_places = count_places(cpus=cpus, memory_bytes=self._memory_bytes, without=without)
-            self._count_at_s = time.monotonic() + _SECONDS_BETWEEN_COUNTS
-        return self._num_places
+    def _look_around(self) -> None:
+        """Now and then: how many workers the nodes have room for. A node that was left out and is gone is forgotten."""
+        if time.monotonic() < self._count_at_s:
+            return
+        if self._left_out:
+            living = find_large_nodes(cpus=0)
+            self._left_out = Counter({node: n for node, n in self._left_out.items() if node is None or node in living})
+        cpus, without = self._options.cpus_per_worker, self._nodes_left_out
+        self._num_places = self._num_places_guessed = count_places(cpus=cpus, memory_bytes=self._memory_bytes, without=without)
+        if self._memory_bytes > self._guess_bytes:
+            self._num_places_guessed = count_places(cpus=cpus, memory_bytes=self._guess_bytes, without=without)
+        self._count_at_s = time.monotonic() + _SECONDS_BETWEEN_COUNTS
+
+    @property
+    def _nodes_left_out(self) -> set[str]:
+        return {node for node in self._left_out if node is not None}
 
     def hire(self, *, num_shards: int) -> None:
         """Start the workers that are missing, but no more than there are shards for.
@@ -189,7 +218,11 @@ class Crew:
         """
         num_busy = sum(worker.task is not None for worker in self._workers)
         num_wanted = self.count_wanted()
-        if self._left_out_for is not None and (self._has_no_node() or (num_wanted < 1 and not self._workers)):
+        if (
+            self._left_out_for is not None
+            and time.monotonic() >= self._patient_until_s
+            and (self._has_no_node() or (num_wanted < 1 and not self._workers))
+        ):
             raise self._left_out_for
         while len(self._workers) < min(num_wanted, num_busy + num_shards):
             without = ",".join(sorted(self._nodes_left_out))
@@ -219,7 +252,10 @@ class Crew:
 
     def say_if_no_room(self, say: Callable[[str], None]) -> None:
         """Say it, once, where no node is large enough for one worker: an autoscaler may add one, else nothing will happen."""
-        if self.count_ready() or not self._workers or self._count_places():
+        if self.count_ready() or not self._workers:
+            return
+        self._look_around()
+        if self._num_places:
             return
         text = (
             f"no node has room for a worker, which takes {self._options.cpus_per_worker} CPUs and "
@@ -229,18 +265,43 @@ class Crew:
             say(text)
         self._said = text
 
+    def say_if_memory_is_short(self, say: Callable[[str], None]) -> None:
+        """Say it, once, where fewer workers are wanted because they were seen to need more memory than was guessed."""
+        if self._is_memory_said or self._options.workers != "auto" or self._options.max_workers is not None:
+            return
+        if self.count_wanted() < self._num_places_guessed:
+            say(
+                f"workers were seen to need {self._memory_bytes / 2**30:.1f} GiB each, so the nodes have room for "
+                f"{self._num_places}, not {self._num_places_guessed}; a larger --cpus-per-worker uses the CPUs that are left"
+            )
+            self._is_memory_said = True
+
     def welcome(self, worker: Worker, info: WorkerInfo) -> None:
-        """A worker is ready. Those hired from now on declare the memory that this one was seen to need."""
+        """A worker is ready. Those hired from now on declare at least the memory that this one was seen to need."""
         worker.become_ready(info)
         for node in (info.node, None):
             del self._deaths_while_loading[node]
-        self.learn_memory(info.peak_memory_bytes)
+        self._least_bytes = max(self._least_bytes, self._add_margin(info.peak_memory_bytes))
+        self._memory_bytes = max(self._memory_bytes, self._least_bytes)
+
+    def count_commit(self, peak_bytes: int) -> None:
+        """A shard is committed, so the store works; its worker was seen to need so much memory so far."""
+        self._faulty_nodes.clear()
+        self.learn_memory(peak_bytes)
 
     def learn_memory(self, peak_bytes: int) -> None:
-        """A worker was seen to need so much: those hired from now on ask for it, and for some more where a node has it."""
-        needed_bytes = int(peak_bytes * _MEMORY_MARGIN)
-        if needed_bytes > self._memory_bytes:
-            self._memory_bytes = max(self._memory_bytes, min(needed_bytes, measure_largest_node()))
+        """A worker was seen to need so much: those hired from now on ask for what most of the last ones needed.
+
+        Not for what the neediest did: one odd image would cost the run a part of its workers.
+        """
+        self._peaks_bytes.append(peak_bytes)
+        usual_bytes = sorted(self._peaks_bytes)[math.ceil(_USUAL_SHARE * len(self._peaks_bytes)) - 1]
+        self._memory_bytes = max(self._least_bytes, self._add_margin(usual_bytes))
+
+    def _add_margin(self, peak_bytes: int) -> int:
+        """Some more than was needed, where a node has it."""
+        wanted_bytes = int(peak_bytes * _MEMORY_MARGIN)
+        return wanted_bytes if wanted_bytes <= self._memory_bytes else min(wanted_bytes, measure_largest_node())
 
     def hand_out(self, ledger: ShardLedger) -> None:
         """A shard for every idle worker. None is queued behind another: asking for the next takes milliseconds."""
@@ -263,8 +324,7 @@ class Crew:
         """The workers that have news, after a moment at most."""
         sources = {source: worker for worker in self._workers if (source := worker.get_news_source()) is not None}
         if not sources:
-            if self._workers or self._ghosts:
-                time.sleep(_POLL_S / 5)
+            time.sleep(_POLL_S / 5)
             return []
         ready, _ = ray.wait(list(sources), timeout=_POLL_S, fetch_local=False)
         if ready:
@@ -282,6 +342,8 @@ class Crew:
     def bury(self, worker: Worker, *, is_machine_gone: bool, then: Callable[[], None]) -> None:
         """Forget a dead worker; ``hire`` replaces it. A node on which one after the other dies before it is ready is left out.
 
+        It may be gone, which Ray knows only later: that is waited for before the job ends for want of nodes.
+
         Args:
             worker: dead, as far as Ray knows.
             is_machine_gone: its node died with it.
@@ -293,28 +355,48 @@ class Crew:
             self._deaths_while_loading[node] += 1
             if self._deaths_while_loading[node] > self._options.retries:
                 error = ModelError("workers die while they load the model; is there enough memory?")
-                self._do_without(error, node=node)
+                self._do_without(error, node=node, patience_s=0.0 if node is None else LATE_WRITE_S)
         if worker.info is None or worker.task is None:
             then()
             return
         process = worker.info.process
         is_alive = is_process_alive(process)
-        if is_alive is None:
-            attempt = worker.task.assignment.attempt
-            self._lease.write_off(attempt)
-        elif is_alive:
+        if is_alive:
             with contextlib.suppress(OSError):
                 os.kill(process.pid, signal.SIGKILL)  # Ray's own kill does not reach a process that is stopped.
         patience_s = LATE_WRITE_S if worker.task.hung_image is None else LOSS_KNOWN_S
-        self._ghosts.append(Ghost(process, time.monotonic() + patience_s if is_alive is None else None, then))
-        self.release_ghosts()
+        attempt = worker.task.assignment.attempt
+        self._ghosts.append(Ghost(process, attempt, patience_s, is_here=is_alive is not None, then=then))
 
     def release_ghosts(self) -> None:
-        """Do what waited for workers that can write no more."""
+        """Write off those whose end can't be seen, all at once, and do what waited for workers that can write no more."""
+        unseen = [ghost for ghost in self._ghosts if not ghost.is_here and ghost.lapses_s is None]
+        if unseen:
+            attempts = [ghost.attempt for ghost in unseen]
+            in_work = [worker.task.assignment.attempt for worker in self._workers if worker.task is not None]
+            self._lease.write_off(*attempts, floor=min(in_work, default=max(attempts) + 1))
+            for ghost in unseen:
+                ghost.lapses_s = time.monotonic() + ghost.patience_s
         gone = [ghost for ghost in self._ghosts if ghost.is_gone()]
         self._ghosts = [ghost for ghost in self._ghosts if ghost not in gone]
         for ghost in gone:
             ghost.then()
+
+    def is_machine_at_fault(self, worker: Worker, error: BaseException) -> bool:
+        """Whether the error that a worker told is its machine's alone, which is then left out, or the whole job's.
+
+        Of a store's fault with a shard in hand: another machine is at work, none has told of one since a shard was last
+        committed, and none had one with the same shard.
+        """
+        if worker.info is None or worker.task is None:
+            return isinstance(error, ModelError | StorageError)
+        if not isinstance(error, StorageError) or isinstance(error, LeaseLostError):
+            return isinstance(error, ModelError)
+        node = worker.info.node
+        at_work = {other.info.node for other in self._workers if other.info is not None} - {node, *self._left_out}
+        self._faulty_nodes.add(node)
+        first = self._node_of_fault.setdefault(worker.task.assignment.shard, node)
+        return bool(at_work) and self._faulty_nodes == {node} == {first}
 
     def leave_out(self, worker: Worker, error: LabelerError) -> None:
         """Go on without this worker, and without its node. Raises the error where no other worker is left."""
@@ -323,15 +405,14 @@ class Crew:
         ray.kill(worker.actor)
         self._do_without(error, node=node)
 
-    def _do_without(self, error: LabelerError, *, node: str | None = None) -> None:
-        if node is None or node not in self._nodes_left_out:
+    def _do_without(self, error: LabelerError, *, node: str | None, patience_s: float = 0.0) -> None:
+        if node is None or node not in self._left_out:
             logger.warning("%s is left out: %s", "a worker" if node is None else f"node {name_node(node)}", error)
-        if node is not None:
-            self._nodes_left_out.add(node)
-        self._num_left_out += 1
+        self._left_out[node] += 1
         self._left_out_for = error
         self._count_at_s = 0.0
-        if not self._workers:
+        self._patient_until_s = time.monotonic() + patience_s
+        if not self._workers and not patience_s:
             raise error
 
     def kill_hung_workers(self) -> None:
@@ -347,6 +428,21 @@ class Crew:
             if not unheard:  # Else this process is the slow one.
                 task.hung_image = task.in_work[0]
                 ray.kill(worker.actor)
+
+    def dismiss_spare(self, *, num_shards: int) -> None:
+        """Where no shard waits: end idle workers beyond one for each shard in work, whose worker may die.
+
+        First those that have no machine yet, then those of machines on which nobody works: a cluster that can shrink does.
+        """
+        if num_shards:
+            return
+        busy = {worker.info.node for worker in self._workers if worker.info is not None and worker.task is not None}
+        spare = [worker for worker in self._workers if worker.task is None]
+        spare.sort(key=lambda worker: 0 if worker.info is None else 1 + (worker.info.node in busy))
+        num_needed = len(self._workers) - len(spare) + len(self._ghosts)
+        for worker in spare[: max(0, len(spare) - num_needed)]:
+            ray.kill(worker.actor)
+            self._workers.remove(worker)
 
     def dismiss(self) -> None:
         """End all workers. What they have not committed does not count; the next run labels it again."""

@@ -66,12 +66,14 @@ class Lease:
         process: the same for people, and for this machine.
         beat: counted up while the driver lives.
         written_off: attempts (see ``jobs.ledger``) whose workers are not known to be dead and may write no more.
+        floor: attempts below it may write no more either; none of them is in work.
     """
 
     driver: str
     process: ProcessName
     beat: int = 0
     written_off: tuple[int, ...] = ()
+    floor: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,10 +146,15 @@ class LeaseHolder:
         """Whether the thread has found that another driver has the folder."""
         return self._lost_to is not None
 
-    def write_off(self, attempt: int) -> None:
-        """From now on this attempt's worker may write nothing, should it still live."""
+    def write_off(self, *attempts: int, floor: int = 0) -> None:
+        """From now on these attempts' workers may write nothing, should they still live; nor any below ``floor``.
+
+        Attempts are numbered upwards, so the floor, which only rises, keeps what has to be written small.
+        """
         with self._lock:
-            self._lease = replace(self._lease, written_off=(*self._lease.written_off, attempt))
+            floor = max(floor, self._lease.floor)
+            written_off = sorted({*self._lease.written_off, *attempts})
+            self._lease = replace(self._lease, written_off=tuple(n for n in written_off if n >= floor), floor=floor)
         call_with_retries(self._write)  # As a whole: between the tries the lease is kept alive.
 
     def release(self) -> None:
@@ -175,7 +182,7 @@ class LeaseHolder:
     def _write(self) -> None:
         with self._lock:
             self._lease = replace(self._lease, beat=self._lease.beat + 1)
-            content = json.dumps(asdict(self._lease), indent=2).encode() + b"\n"
+            content = json.dumps(asdict(self._lease)).encode() + b"\n"
             try:
                 storage.write_bytes(_locate(self._output), content)
             except (FileNotFoundError, PermissionError) as error:
@@ -219,7 +226,7 @@ def check_permit(output: str, permit: Permit | None) -> None:
     lease = _read_lease_that_stood(output)
     if lease.driver != permit.driver:
         raise LeaseLostError(f"{output} does not belong to this worker's driver any more")
-    if permit.attempt in lease.written_off:
+    if permit.attempt < lease.floor or permit.attempt in lease.written_off:
         raise LeaseLostError(f"this worker was written off; another has its shard of {output}")
 
 

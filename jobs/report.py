@@ -8,21 +8,21 @@ import json
 import logging
 import sys
 import time
-from collections import defaultdict
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
-from rich.text import Text
+from rich.progress import BarColumn, Progress, TextColumn
 
 from jobs.events import ImageDone, ShardCommitted
 from jobs.plan import RunRecord
 from jobs.shards import STAGES, Tally
-from jobs.tallies import ShardSet, describe_counted
+from jobs.tallies import READS_AT_ONCE, ShardSet, ShardTallies, describe_counted, map_ahead
 from labeler import storage, tables
 from labeler.errors import StorageError
 from labeler.retries import trying_once
@@ -30,7 +30,10 @@ from labeler.retries import trying_once
 logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_LINES = 5.0
+_SECONDS_BETWEEN_UPDATES = 0.25
 _SECONDS_BETWEEN_FILES = 5.0
+_SECONDS_BETWEEN_SAMPLES = 60.0
+_NUM_SAMPLES = 31  # How it goes now is how it went in the last half hour: workers come and go, and runs take weeks.
 _RATES = ("num_workers", "seconds", "images_per_s", "masks_per_s", "peak_memory_bytes")
 _SILENT_S = 60.0  # A driver that lives is never silent for so long, nor are clocks so different.
 
@@ -71,11 +74,13 @@ class Watch:
         self._said: set[str] = set()
         self._start_s = time.monotonic()
         self._working_since_s: float | None = None
+        self._samples: deque[tuple[float, Tally]] = deque(maxlen=_NUM_SAMPLES)
+        self._sample_due_s = self._start_s
         self._labeled = Tally()
-        self._redone = dict(redone or {})
-        self._shards = ShardSet(record.num_shards, set(shards_before) - set(self._redone))
+        self._redone = ShardTallies(redone)
+        self._shards = ShardSet(record.num_shards, set(shards_before) - set(redone or ()))
         self._suspects: dict[int, Tally | None] = {}
-        self._in_work: dict[int, Tally] = defaultdict(Tally)
+        self._in_work = ShardTallies()
         self._num_workers = 0
         self._num_workers_now = 0
         self._peak_memory_bytes = 0
@@ -103,26 +108,30 @@ class Watch:
         if not console.is_terminal:
             yield self
             return
-        columns = (BarColumn(), TextColumn("{task.completed}/{task.total} images"), _Status(self))
+        columns = (BarColumn(), TextColumn("{task.completed}/{task.total} images"), TextColumn("{task.fields[rates]}"))
         with Progress(*columns, console=console, refresh_per_second=4) as self._bar:
-            self._bar.add_task("label", total=self._record.num_images, completed=self.tally.num_images)
-            yield self
+            self._bar.add_task("label", total=self._record.num_images, rates="")
+            self._show()
+            try:
+                yield self
+            finally:
+                self._show()
 
     def count_image(self, shard: int, done: ImageDone) -> None:
         """An image of a shard in work has its row."""
         errors = {} if done.error_kind is None else {done.error_kind: 1}
         if shard not in self._redone:  # Else it counts already, until the shard is committed anew.
-            self._in_work[shard] += Tally(num_images=1, num_masks=done.num_masks, errors=errors)
+            self._in_work.add(shard, Tally(num_images=1, num_masks=done.num_masks, errors=errors))
         if done.log is not None:
             logger.error("image %d failed inside this program:\n%s", done.image_id, done.log)
 
     def count_shard(self, committed: ShardCommitted, *, worker: str = "") -> None:
         """A shard is committed. Told again it counts no second time, until ``forget_shard``."""
-        self._in_work.pop(committed.shard, None)
+        self._in_work.pop(committed.shard)
         if committed.shard in self._shards:
             return
         tally = committed.tally
-        self.tally = self.tally - self._redone.pop(committed.shard, Tally()) + tally
+        self.tally = self.tally - self._redone.pop(committed.shard) + tally
         self._labeled += tally - committed.kept
         self._shards.add(committed.shard)
         if committed.shard in self._suspects:
@@ -142,7 +151,7 @@ class Watch:
 
     def drop_shard(self, shard: int) -> None:
         """What was done of a shard in work is lost."""
-        self._in_work.pop(shard, None)
+        self._in_work.pop(shard)
         self._suspects.setdefault(shard, None)
 
     def tick(self, *, num_workers: int) -> None:
@@ -152,12 +161,12 @@ class Watch:
         now_s = time.monotonic()
         if num_workers and self._working_since_s is None:
             self._working_since_s = now_s
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=self._count_seen().num_images)
-        elif now_s >= self._line_due_s:
-            self._line_due_s = now_s + _SECONDS_BETWEEN_LINES
-            seen = self._count_seen()
-            self.say(f"{seen.num_images}/{self._record.num_images} images, {self.describe_rates()}")
+        if self._working_since_s is not None and now_s >= self._sample_due_s:
+            self._sample_due_s = now_s + _SECONDS_BETWEEN_SAMPLES
+            self._samples.append((now_s, self._count_here()))
+        if now_s >= self._line_due_s:
+            self._line_due_s = now_s + (_SECONDS_BETWEEN_LINES if self._bar is None else _SECONDS_BETWEEN_UPDATES)
+            self._show()
         if now_s >= self._file_due_s:
             self._file_due_s = now_s + _SECONDS_BETWEEN_FILES
             self.save("running")
@@ -220,21 +229,32 @@ class Watch:
             **earlier,
         }
 
+    def _show(self) -> None:
+        """How it stands, on the bar or as a line. The bar's thread, which draws it, is given nothing that changes."""
+        num_seen = self._count_seen().num_images
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=num_seen, rates=self.describe_rates())
+        else:
+            self.say(f"{num_seen}/{self._record.num_images} images, {self.describe_rates()}")
+
     def _make_progress(self, state: str) -> dict[str, Any]:
-        """The content of ``progress.json``."""
-        counted = self.tally - sum(self._redone.values(), Tally())
-        return {**self.make_report(state), **self._measure_work(), "counted": describe_counted(counted, self._shards)}
+        """The content of ``progress.json``. Of a run that has ended the rates are the report's."""
+        report, work = self.make_report(state), self._measure_work()
+        counted = {"counted": describe_counted(self.tally - self._redone.sum, self._shards)}
+        return {**report, **work, **counted} if state == "running" else {**work, **report, **counted}
 
     def _measure_work(self) -> dict[str, Any]:
-        """How it goes at this moment, with the images of shards in work; no time left is known before the first."""
-        seconds = self._measure_work_s()
-        here = sum(self._in_work.values(), self._labeled)
-        left_s = (self.num_todo - here.num_images) * seconds / here.num_images if here.num_images else None
+        """How it went of late, with the images of shards in work; no time left is known where there were none."""
+        now_s, here = time.monotonic(), self._count_here()
+        since_s, before = self._samples[0] if self._samples else (now_s, Tally())
+        seconds = max(1e-9, now_s - since_s)
+        num_images = max(0, here.num_images - before.num_images)  # What a dead worker had done is lost.
+        left_s = (self.num_todo - here.num_images) * seconds / num_images if num_images else None
         return {
-            "num_images_in_work": self._count_seen().num_images - self.tally.num_images,
+            "num_images_in_work": self._in_work.sum.num_images,
             "num_workers_now": self._num_workers_now,
-            "images_per_s": round(here.num_images / seconds, 4),
-            "masks_per_s": round(here.num_masks / seconds, 4),
+            "images_per_s": round(num_images / seconds, 4),
+            "masks_per_s": round(max(0, here.num_masks - before.num_masks) / seconds, 4),
             "seconds_left": None if left_s is None else round(left_s, 1),
         }
 
@@ -245,19 +265,11 @@ class Watch:
 
     def _count_seen(self) -> Tally:
         """Committed images and those of shards in work."""
-        return sum(self._in_work.values(), self.tally)
+        return self.tally + self._in_work.sum
 
-
-class _Status(ProgressColumn):
-    """The rates, beside the bar."""
-
-    def __init__(self, watch: Watch) -> None:
-        super().__init__()
-        self._watch = watch
-
-    def render(self, task: Task) -> Text:
-        """The line as it stands."""
-        return Text(self._watch.describe_rates())
+    def _count_here(self) -> Tally:
+        """Of these the ones that were labeled by this process's workers."""
+        return self._labeled + self._in_work.sum
 
 
 def describe_report(report: Mapping[str, Any], *, output: str) -> str:
@@ -333,17 +345,18 @@ def write_failures(output: str, shards: Sequence[int], target: Path) -> int:
             return []  # It is made again just now.
         return [row for row in rows if row["error_kind"] is not None]
 
-    rows = (row for shard in shards for row in read_failures(shard))
     num_rows = 0
-    try:
-        with target.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            for row in rows:
-                writer.writerow(row)
-                num_rows += 1
-    except OSError as error:
-        raise StorageError(f"{target} can't be written: {error.strerror}") from error
+    with ThreadPoolExecutor(READS_AT_ONCE) as pool:
+        failures = map_ahead(pool, read_failures, shards, num_ahead=READS_AT_ONCE)
+        try:
+            with target.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, columns)
+                writer.writeheader()
+                for rows in failures:
+                    writer.writerows(rows)
+                    num_rows += len(rows)
+        except OSError as error:
+            raise StorageError(f"{target} can't be written: {error.strerror}") from error
     return num_rows
 
 

@@ -10,6 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import ray
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
@@ -22,7 +23,8 @@ from jobs.ledger import ShardLedger
 from jobs.options import JobOptions
 from jobs.report import Watch
 from jobs.shards import estimate_worker_memory, read_parts
-from labeler.errors import ImageError, ModelError, StorageError
+from jobs.tallies import READS_AT_ONCE, map_ahead
+from labeler.errors import ImageError
 from labeler.limits import count_usable_cpus
 
 logger = logging.getLogger(__name__)
@@ -61,7 +63,8 @@ def label_shards(
 
     Raises:
         KeyboardInterrupt: it was stopped. Shards in work are dropped.
-        StorageError: the store does not answer, after all tries of one worker; or another driver has the folder.
+        StorageError: the store does not answer, after all tries, workers of more than one machine, or of the only one that
+            is at work; or another driver has the folder.
         ModelError: no machine can run the model.
         WorkerStoppedError: one worker had nothing but internal errors.
     """
@@ -74,20 +77,30 @@ def label_shards(
     with connect_to_cluster(options, worker_memory_bytes=memory_bytes):
         crew = Crew(output, options=options, engine=engine, lease=lease, memory_bytes=memory_bytes)
         metrics = RunMetrics()
+
+        def stop_if_told() -> None:
+            if is_stopped():
+                raise KeyboardInterrupt
+            if lease.is_lost():
+                lease.check()
+
+        def look_up() -> None:
+            stop_if_told()
+            watch.tick(num_workers=crew.count_ready())
+
         hint_at_idle_workers(len(ledger), num_workers=crew.count_wanted(), watch=watch)
         try:
-            while len(ledger) or crew.is_busy() or put_back_misfits(ledger, output=output, options=options, watch=watch):
-                if is_stopped():
-                    raise KeyboardInterrupt
-                if lease.is_lost():
-                    lease.check()
+            while len(ledger) or crew.is_busy() or put_back_misfits(ledger, output=output, watch=watch, look_up=look_up):
+                stop_if_told()
                 crew.hire(num_shards=len(ledger))
                 crew.hand_out(ledger)
                 for worker in crew.wait_for_news():
                     follow_worker(worker, crew=crew, ledger=ledger, watch=watch, metrics=metrics)
                 crew.kill_hung_workers()
                 crew.say_if_no_room(watch.say)
+                crew.say_if_memory_is_short(watch.say)
                 crew.release_ghosts()
+                crew.dismiss_spare(num_shards=len(ledger))
                 watch.tick(num_workers=crew.count_ready())
         finally:
             crew.dismiss()
@@ -114,8 +127,7 @@ def follow_worker(worker: Worker, *, crew: Crew, ledger: ShardLedger, watch: Wat
         worker.task = None
     except RayTaskError as error:
         cause = error.cause
-        is_machine_at_fault = isinstance(cause, ModelError) or (task is None and isinstance(cause, StorageError))
-        if not is_machine_at_fault:
+        if not crew.is_machine_at_fault(worker, cause):
             raise cause from error
         if task is not None:
             watch.drop_shard(task.assignment.shard)
@@ -142,7 +154,7 @@ def follow_event(event: object, *, worker: Worker, task: Task, crew: Crew, watch
             watch.count_image(task.assignment.shard, event)
         case ShardCommitted():
             task.is_committed = True
-            crew.learn_memory(event.peak_memory_bytes)
+            crew.count_commit(event.peak_memory_bytes)
             watch.count_shard(event, worker=str(worker))
             metrics.count(event.tally - event.kept)
 
@@ -188,17 +200,26 @@ def charge_death(task: Task, *, ledger: ShardLedger, name: str, is_machine_gone:
     ledger.put_back_after_death(shard, images_in_work=task.in_work)
 
 
-def put_back_misfits(ledger: ShardLedger, *, output: str, options: JobOptions, watch: Watch) -> bool:
+def put_back_misfits(ledger: ShardLedger, *, output: str, watch: Watch, look_up: Callable[[], None]) -> bool:
     """Hash again the shards that more than one worker had; those whose parts do not fit each other are labeled again.
+
+    ``look_up`` is called after each, for there may be thousands.
 
     Returns:
         Whether there are any.
     """
-    for shard in ledger.take_suspects():
-        if read_parts(output, shard) is None:
-            logger.warning("two workers wrote shard %d and its parts do not fit each other; it is done again", shard)
-            watch.forget_shard(shard)
-            ledger.put_back(shard, anew=True)
+
+    def is_whole(shard: int) -> bool:
+        return read_parts(output, shard) is not None
+
+    suspects = ledger.take_suspects()
+    with ThreadPoolExecutor(READS_AT_ONCE) as pool:
+        for shard, fits in zip(suspects, map_ahead(pool, is_whole, suspects, num_ahead=READS_AT_ONCE), strict=True):
+            if not fits:
+                logger.warning("two workers wrote shard %d and its parts do not fit each other; it is done again", shard)
+                watch.forget_shard(shard)
+                ledger.put_back(shard, anew=True)
+            look_up()
     return len(ledger) > 0
 
 

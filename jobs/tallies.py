@@ -4,16 +4,19 @@ Must not know who labels. ``progress.json`` names the shards that its counts inc
 committed shards are read. A shard that is about to be made again is taken out of them first.
 """
 
-from collections.abc import Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 
 from jobs.shards import STAGES, Tally, tally_shard
 from labeler.errors import StorageError
 
-_READS_AT_ONCE = 16
+READS_AT_ONCE = 16
+
+T = TypeVar("T")
 
 
 class ShardSet:
@@ -38,6 +41,32 @@ class ShardSet:
         """As ranges, both ends included: ``0-41,43``."""
         edges = np.flatnonzero(np.diff(self._flags, prepend=np.int8(0), append=np.int8(0))).reshape(-1, 2)
         return ",".join(str(begin) if end == begin + 1 else f"{begin}-{end - 1}" for begin, end in edges.tolist())
+
+
+class ShardTallies:
+    """Tallies of some shards of a run, and their sum, kept so that nobody goes through thousands of them.
+
+    Attributes:
+        sum: what they all amount to.
+    """
+
+    def __init__(self, tallies: Mapping[int, Tally] | None = None) -> None:
+        self._tallies = dict(tallies or {})
+        self.sum = sum(self._tallies.values(), Tally())
+
+    def __contains__(self, shard: int) -> bool:
+        return shard in self._tallies
+
+    def add(self, shard: int, tally: Tally) -> None:
+        """So much more of this shard."""
+        self._tallies[shard] = self._tallies.get(shard, Tally()) + tally
+        self.sum += tally
+
+    def pop(self, shard: int) -> Tally:
+        """Take a shard away; what it was, nothing where it is not among them."""
+        tally = self._tallies.pop(shard, Tally())
+        self.sum -= tally
+        return tally
 
 
 def text_to_shards(text: str) -> set[int]:
@@ -82,7 +111,8 @@ def read_tally(output: str, shards: Collection[int], *, progress: Mapping[str, A
 def read_standing(output: str, shards: Collection[int], *, progress: Mapping[str, Any] | None) -> tuple[list[int], Tally]:
     """The same for who only looks on: those of the shards that still stand, in order, and their tally.
 
-    A part that has vanished since it was listed is made again just now, and not committed.
+    A part that has vanished since it was listed is made again just now, and not committed. ``progress`` was read before
+    the shards were listed: were it newer, it would count some that are not among them, and be of no use.
     """
     committed = set(shards)
     standing, tally = _read_counted(progress)
@@ -96,7 +126,7 @@ def read_standing(output: str, shards: Collection[int], *, progress: Mapping[str
             return None
 
     others = sorted(committed - standing)
-    with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
+    with ThreadPoolExecutor(READS_AT_ONCE) as pool:
         for shard, found in zip(others, pool.map(try_tally, others), strict=True):
             if found is not None:
                 standing.add(shard)
@@ -108,9 +138,24 @@ def find_failed_shards(output: str, shards: Collection[int], *, kinds: Collectio
     """Of these committed shards those with errors of these kinds, and their tallies. Reads every images part."""
     if not kinds:
         return {}
-    with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
+    with ThreadPoolExecutor(READS_AT_ONCE) as pool:
         tallies = pool.map(lambda shard: (shard, tally_shard(output, shard)), sorted(shards))
         return {shard: tally for shard, tally in tallies if set(tally.errors) & set(kinds)}
+
+
+def map_ahead(pool: Executor, function: Callable[[int], T], numbers: Iterable[int], *, num_ahead: int) -> Iterator[T]:
+    """Like ``pool.map``, in order, but no more than ``num_ahead`` calls are made before their result is asked for."""
+    calls: deque[Future[T]] = deque()
+    try:
+        for number in numbers:
+            if len(calls) == num_ahead:
+                yield calls.popleft().result()
+            calls.append(pool.submit(function, number))
+        while calls:
+            yield calls.popleft().result()
+    finally:
+        for call in calls:
+            call.cancel()
 
 
 def _read_counted(progress: Mapping[str, Any] | None) -> tuple[set[int], Tally]:

@@ -6,8 +6,16 @@ its masks, each mask the box, area and size that pycocotools finds in its run le
 be at fault: a store that does not answer ends the proof.
 """
 
+import functools
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import multiprocessing
+import multiprocessing.forkserver
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,16 +23,21 @@ from jobs.asking import read_prompts
 from jobs.plan import PlannedImage, RunRecord, read_shard
 from jobs.reading import may_be_looked_at_again
 from jobs.shards import locate_part
+from jobs.tallies import map_ahead
 from jobs.verify_prompts import check_prompt_rows, check_prompts_plan
 from labeler import rle, storage, tables
-from labeler.errors import ERROR_KINDS, ModelError, PartDamagedError, StorageError
+from labeler.errors import ERROR_KINDS, LabelerError, ModelError, PartDamagedError, StorageError
+from labeler.limits import count_usable_cpus
 from labeler.model_folder import model_sha256, read_model_info
 from labeler.models import find_model
+from labeler.retries import TRIES_OF_A_MINUTE, use_retries
+from labeler.stores import StoreOptions, get_store_options, use_store_options
 
 _TABLES: tuple[tables.TableName, ...] = ("plan", "masks", "images")
 _TABLES_OF_PROMPTS: tuple[tables.TableName, ...] = ("prompts_plan", "prompts")
 _FROM_PLAN = ("image_id", "uri", "file_name", "source_id")
 _LOOKS = ("size_bytes", "etag")
+_SHARDS_A_PROCESS = 8  # With less to do a process is not worth its start.
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +51,22 @@ class Fault:
         return self.text
 
 
-def find_faults(output: str, record: RunRecord) -> Iterator[Fault]:
+def find_faults(
+    output: str, record: RunRecord, *, on_progress: Callable[[int], None] = lambda num_shards: None
+) -> Iterator[Fault]:
     """Each thing that is wrong with a run, as a sentence that names the file. Nothing where the run is whole.
+
+    Args:
+        output: the run's folder.
+        record: the run.
+        on_progress: told after each shard how many were looked at.
 
     Raises:
         StorageError: the store does not answer, or refuses: nobody can say.
+        LabelerError: one of the processes that look at many shards died.
     """
     try:
-        yield from _find_faults(output, record)
+        yield from _find_faults(output, record, on_progress)
     except PermissionError as error:
         raise StorageError(f"{error.filename} may not be read: {error.strerror}") from error
 
@@ -61,7 +82,7 @@ def remove_parts(output: str, parts: Iterable[str]) -> int:
     return num_removed
 
 
-def _find_faults(output: str, record: RunRecord) -> Iterator[Fault]:
+def _find_faults(output: str, record: RunRecord, on_progress: Callable[[int], None]) -> Iterator[Fault]:
     plan_faults = [*_check_plan(output, record), *check_prompts_plan(output, record)]
     yield from map(Fault, plan_faults)
     yield from map(Fault, _check_model(output, record))
@@ -69,11 +90,11 @@ def _find_faults(output: str, record: RunRecord) -> Iterator[Fault]:
         yield from _check_names(output, record, table)
     if plan_faults:
         return  # Without the plan nobody can say which rows are right.
-    for shard in range(record.num_shards):
+    for shard, faults in enumerate(_check_shards(output, record)):
         # The images part first: from then on the shard does not count.
         parts = tuple(tables.part_name(table, shard) for table in _list_tables(record))
-        for text in _check_shard(output, record, shard):
-            yield Fault(text, parts)
+        yield from (Fault(text, parts) for text in faults)
+        on_progress(shard + 1)
 
 
 def _check_plan(output: str, record: RunRecord) -> Iterator[str]:
@@ -102,7 +123,7 @@ def _check_names(output: str, record: RunRecord, table: tables.TableName) -> Ite
     """Every file of a table's folder is one of its parts: readers of the folder take whatever lies there."""
     num_parts = len(record.plan) if table in ("plan", "prompts_plan") else record.num_shards
     try:
-        names = sorted(file.path for file in storage.list_files(storage.join(output, table)))
+        names = sorted(storage.list_names(storage.join(output, table)))
     except FileNotFoundError:
         names = []
     expected = {tables.part_name(table, number).removeprefix(f"{table}/") for number in range(num_parts)}
@@ -118,6 +139,55 @@ def _check_names(output: str, record: RunRecord, table: tables.TableName) -> Ite
 def _list_tables(record: RunRecord) -> tuple[tables.TableName, ...]:
     """Of which a shard has a part each."""
     return ("images", "masks", "prompts") if record.prompts else ("images", "masks")
+
+
+def _check_shards(output: str, record: RunRecord) -> Iterator[list[str]]:
+    """What is wrong with each shard, in order. Of many by a process a CPU: to measure a billion masks takes one CPU days."""
+    check = functools.partial(_list_shard_faults, output, record)
+    num_processes = min(count_usable_cpus(), record.num_shards // _SHARDS_A_PROCESS)
+    if num_processes < 2:
+        yield from map(check, range(record.num_shards))
+        return
+    _begin_forkserver()
+    with ProcessPoolExecutor(
+        num_processes,
+        mp_context=multiprocessing.get_context("forkserver"),
+        initializer=_begin_process,
+        initargs=(get_store_options(),),
+    ) as pool:
+        try:
+            yield from map_ahead(pool, check, range(record.num_shards), num_ahead=2 * num_processes)
+        except BrokenProcessPool as error:
+            raise LabelerError("a process that looks at shards was killed; is there enough memory?") from error
+
+
+def _begin_forkserver() -> None:
+    """The process that begins the others: it has no threads, whose locks they would inherit. From it they have that a
+    terminal's Ctrl-C, which is sent to all, means nothing to them: the command answers it. To be called in the main thread.
+    """
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _begin_process(options: StoreOptions) -> None:
+    """A process that checks shards asks the store as the command does, and ends with it, however that ends."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+    use_store_options(options)
+    use_retries(TRIES_OF_A_MINUTE)
+
+
+def _list_shard_faults(output: str, record: RunRecord, shard: int) -> list[str]:
+    return list(_check_shard(output, record, shard))
 
 
 def _check_shard(output: str, record: RunRecord, shard: int) -> Iterator[str]:

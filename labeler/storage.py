@@ -182,9 +182,7 @@ def list_files(root: str) -> Iterator[FileInfo]:
     """
     path = uri_to_path(root)
     if path is not None:
-        with translate_local_errors(path):
-            above = path.stat()
-        yield from _list_folder(path, prefix="", above=frozenset({(above.st_dev, above.st_ino)}))
+        yield from _list_folder(path, prefix="", above=_identify_folder(path))
         return
 
     @retried
@@ -201,6 +199,24 @@ def list_files(root: str) -> Iterator[FileInfo]:
         yield FileInfo(join(root, below), below, size_bytes, etag)
     if is_empty and not ask(lambda: store.isdir(key)):
         raise FileNotFoundError(errno.ENOENT, "no such folder", root)
+
+
+def list_names(root: str) -> Iterator[str]:
+    """The ``FileInfo.path`` of every file that ``list_files`` finds. A disk is not asked for what its folder says itself.
+
+    On a network's disk, that is, for the size and time of every file.
+    """
+    path = uri_to_path(root)
+    if path is None:
+        yield from (file.path for file in list_files(root))
+        return
+    above, entries = _identify_folder(path), _scan_folder(path)
+    with translate_local_errors(path):
+        plain = {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
+    yield from plain
+    for entry in entries:
+        if entry.name not in plain:
+            yield from (file.path for file in _list_entry(entry, prefix="", above=above))
 
 
 @retried
@@ -288,22 +304,33 @@ class _Sink:
 def _list_folder(folder: Path, *, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[FileInfo]:
     """Files below one folder; ``above`` are the device and inode of it and of the folders it was reached through."""
     for entry in _scan_folder(folder):
-        path = prefix + entry.name
-        uri = path_to_uri(folder / entry.name)
-        try:
-            about = _stat_entry(entry)
-        except FileNotFoundError as error:
-            is_too_long = error.errno == errno.ENAMETOOLONG
-            if is_too_long and entry.is_dir(follow_symlinks=False):
-                raise StorageRefusedError(f"{folder / entry.name} can't be listed: its path is too long") from error
-            if is_too_long or entry.is_symlink():
-                yield FileInfo(uri, path, None, None)
-            continue  # Otherwise it was there a moment ago and is gone.
-        if stat.S_ISREG(about.st_mode):
-            yield FileInfo(uri, path, about.st_size, _stat_etag(about))
-        identity = (about.st_dev, about.st_ino)
-        if stat.S_ISDIR(about.st_mode) and identity not in above:
-            yield from _list_folder(folder / entry.name, prefix=path + "/", above=above | {identity})
+        yield from _list_entry(entry, prefix=prefix, above=above)
+
+
+def _list_entry(entry: "os.DirEntry[str]", *, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[FileInfo]:
+    """The same for one thing in a folder."""
+    path = prefix + entry.name
+    uri = path_to_uri(entry.path)
+    try:
+        about = _stat_entry(entry)
+    except FileNotFoundError as error:
+        is_too_long = error.errno == errno.ENAMETOOLONG
+        if is_too_long and entry.is_dir(follow_symlinks=False):
+            raise StorageRefusedError(f"{entry.path} can't be listed: its path is too long") from error
+        if is_too_long or entry.is_symlink():
+            yield FileInfo(uri, path, None, None)
+        return  # Otherwise it was there a moment ago and is gone.
+    if stat.S_ISREG(about.st_mode):
+        yield FileInfo(uri, path, about.st_size, _stat_etag(about))
+    identity = (about.st_dev, about.st_ino)
+    if stat.S_ISDIR(about.st_mode) and identity not in above:
+        yield from _list_folder(Path(entry.path), prefix=path + "/", above=above | {identity})
+
+
+def _identify_folder(folder: Path) -> frozenset[tuple[int, int]]:
+    with translate_local_errors(folder):
+        about = folder.stat()
+    return frozenset({(about.st_dev, about.st_ino)})
 
 
 @retried

@@ -196,10 +196,9 @@ def parse_part_name(name: str) -> int | None:
 def list_parts(output: str, *, table: TableName) -> set[int]:
     """The numbers of the parts that stand. Foreign files are not parts and not counted here."""
     try:
-        files = list(storage.list_files(storage.join(output, table)))
+        numbers = [parse_part_name(name) for name in storage.list_names(storage.join(output, table))]
     except FileNotFoundError:
         return set()
-    numbers = (parse_part_name(file.path) for file in files)
     return {number for number in numbers if number is not None}
 
 
@@ -286,7 +285,8 @@ def encode_part(
     rows = rows.replace_schema_metadata(schema.metadata)
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, schema, compression="zstd", use_dictionary=_DICTIONARY_COLUMNS[table]) as writer:
-        writer.write_table(rows)
+        if rows.num_rows:  # A row group of no rows is one that Hugging Face's datasets refuses.
+            writer.write_table(rows)
     return bytes(sink.getvalue())
 
 

@@ -3,11 +3,11 @@
 import os
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
+from labeler.engine import Prediction
 from labeler.errors import ModelError
 from labeler.model_folder import ModelInfo
 
@@ -57,4 +57,4 @@ class DiscEngine:
         rows = np.flatnonzero(wanted(iou)) if wanted else np.arange(len(points))
         for row in rows:
             receive(row, iou[row], logits[row].astype(np.float32))
-        return SimpleNamespace(predicted_iou=iou, rows=rows, logits=logits[:0])
+        return Prediction(predicted_iou=iou, rows=rows, logits=logits[:0])

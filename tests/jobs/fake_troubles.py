@@ -11,6 +11,7 @@ from jobs.events import Event, ImageDone, ShardCommitted
 from jobs.labeling import ImageBytes, ImageLabeler
 from jobs.refs import ImageRef
 from jobs.report import Watch
+from labeler.errors import StorageError
 
 
 class DiesOnceCommitted(NodeLabeler):
@@ -31,6 +32,16 @@ class DiesAtShardOne(NodeLabeler):
         if shard == 1:
             os._exit(1)
         yield from super().label_shard(shard, **how)
+
+
+class LosesItsStore(NodeLabeler):
+    """Where the node is of that kind; it loads its model before, and announces an image."""
+
+    def label_shard(self, shard: int, **how: Any) -> Iterator[Event]:
+        for event in super().label_shard(shard, **how):
+            yield event
+            if "FAKE_STORE_FAILS" in os.environ:
+                raise StorageError("images can't be read: Stale file handle")
 
 
 class ReadsSlowly(NodeLabeler):
@@ -63,6 +74,7 @@ def hire(worker_class: type[NodeLabeler]) -> Callable[[], None]:
 TROUBLES: dict[str, Callable[[], None]] = {
     "dies once committed": hire(DiesOnceCommitted),
     "dies at shard one": hire(DiesAtShardOne),
+    "loses its store": hire(LosesItsStore),
     "reads slowly": hire(ReadsSlowly),
     "listens slowly": lambda: setattr(Watch, "count_image", _count_slowly),
 }

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from jobs.prompts import describe_prompts, match_prompts
 from jobs.sources import list_images
 from jobs.worker import ShardLabeler
 from labeler import storage
+from labeler.engine import Prediction
 from labeler.model_folder import read_model_info
 from labeler.options import MaskOptions, PromptOptions
 
@@ -31,7 +31,7 @@ class BoxEngine(DiscEngine):
         iou = np.full((len(points), 4), 0.9, np.float32)
         for row, answer in enumerate(logits):
             receive(row, iou[row], answer)
-        return SimpleNamespace(predicted_iou=iou, rows=np.arange(len(points)), logits=logits[:0])
+        return Prediction(predicted_iou=iou, rows=np.arange(len(points)), logits=logits[:0])
 
 
 def write_prompts(path: Path, rows: list[dict[str, Any]]) -> Path:

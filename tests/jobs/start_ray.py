@@ -1,8 +1,8 @@
 """A Ray cluster of its own, ordered about by stdin, ended when that is closed. Started by tests, once a module.
 
 Prints its address, then an answer to each order: ``add 4``, a node of four CPUs; ``bad``, a node of one CPU whose workers
-can't load their model; ``deadly``, one whose workers die of it; ``kill``, the newest node, without warning; ``metrics``,
-the address of the head's Prometheus endpoint.
+can't load their model; ``deadly``, one whose workers die of it; ``stale``, one that can be made to lose its store;
+``kill``, the newest node, without warning; ``metrics``, the address of the head's Prometheus endpoint.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ from typing import Any
 import ray
 from ray.cluster_utils import Cluster
 
+TROUBLES = {"bad": "FAKE_ENGINE_FAILS", "deadly": "FAKE_ENGINE_EXITS", "stale": "FAKE_STORE_FAILS"}
 NODE = {"num_gpus": 0, "object_store_memory": 100 * 2**20, "memory": 8 * 2**30}
 
 
@@ -47,9 +48,8 @@ if __name__ == "__main__":
         word, _, number = order.strip().partition(" ")
         if word == "add":
             added.append(cluster.add_node(num_cpus=int(number or 1), **NODE))
-        elif word in ("bad", "deadly"):
-            how = "FAKE_ENGINE_FAILS" if word == "bad" else "FAKE_ENGINE_EXITS"
-            added.append(cluster.add_node(num_cpus=1, env_vars={how: "1"}, **NODE))
+        elif word in TROUBLES:
+            added.append(cluster.add_node(num_cpus=1, env_vars={TROUBLES[word]: "1"}, **NODE))
         elif word == "kill":
             kill_node(cluster, added.pop())
         print(find_metrics(cluster) if word == "metrics" else "done", flush=True)

@@ -96,6 +96,27 @@ def test_a_dry_run_says_how_long_and_writes_nothing(
     assert "hours with 500 workers" in capsys.readouterr().out
 
 
+def test_a_dry_run_counts_the_failed_images_that_would_be_labeled_again(
+    main: Callable[..., int], label_here: Callable[..., Path], photos: Path, model_folder: Path, capsys: Any
+) -> None:
+    """Of these kinds alone, and beside what is left anyway."""
+    output = label_here()
+    dry = label_arguments(photos, output, model_folder, "--dry-run", "--retry-failed")
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
+    assert main(*dry, "corrupt,timeout") == 0
+    out = capsys.readouterr().out
+    assert "2 failed images would be labeled again" in out
+    assert "nothing else is left to do; nothing was written" in out
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
+    assert main(*dry, "timeout") == 0
+    assert capsys.readouterr().out == "nothing is left to do\n"
+    (output / "images" / "part-0000002.parquet").unlink()
+    assert main(*dry) == 0
+    out = capsys.readouterr().out
+    assert "2 failed images would be labeled again" in out
+    assert "\n2 images, " in out
+
+
 def test_a_model_that_is_called_wrong_is_a_wrong_option(main: Callable[..., int], photos: Path, capsys: Any) -> None:
     """Exit 2, so that nobody starts machines for it again; it says which names there are."""
     assert main(*label_arguments(photos, Path("out"), Path("vit_p"))) == 2

@@ -13,15 +13,19 @@ from unittest.mock import Mock
 import pandas as pd
 import pytest
 from fakes import Cluster, find_workers, label_arguments, make_slow, start_jobs, wait_until
+from ray.exceptions import RayTaskError
 
 import jobs.cluster
 import jobs.crew
 from jobs.crew import Crew, Task, Worker
-from jobs.events import WorkerInfo
-from jobs.lease import ProcessName
-from jobs.ledger import Assignment
+from jobs.events import ShardCommitted, WorkerInfo
+from jobs.lease import LeaseLostError, ProcessName
+from jobs.ledger import Assignment, ShardLedger
 from jobs.options import JobOptions
-from labeler.errors import StorageError
+from jobs.run import follow_event, follow_worker
+from jobs.shards import Tally
+from jobs.worker import WorkerStoppedError
+from labeler.errors import ModelError, StorageError, StorageRefusedError
 
 RunJobs = Callable[..., subprocess.CompletedProcess[str]]
 GIB = 2**30
@@ -42,6 +46,25 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 def make_crew(**options: Any) -> Crew:
     lease: Any = None  # Nobody is hired.
     return Crew("out", options=JobOptions(**options), engine="", lease=lease, memory_bytes=GIB)
+
+
+def add_worker(crew: Crew, node: str, *, attempt: int | None = None) -> Worker:
+    """One that is ready, on another machine than this; with a shard in hand where an attempt is told."""
+    worker = Worker(node, loading=None)
+    crew.welcome(worker, WorkerInfo("host", ProcessName("elsewhere", 1, "1"), 1, node=node))
+    if attempt is not None:
+        worker.task = Task(Assignment(attempt, attempt=attempt), events=iter([None]))
+    crew._workers.append(worker)
+    return worker
+
+
+@pytest.fixture
+def killed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Actors are the names of their nodes; here is which of them were killed."""
+    names: list[str] = []
+    monkeypatch.setattr(jobs.crew, "find_node", lambda actor: actor)
+    monkeypatch.setattr(jobs.crew.ray, "kill", names.append)
+    return names
 
 
 def find_parent(pid: int) -> int:
@@ -74,6 +97,171 @@ def test_workers_ask_for_the_memory_that_others_were_seen_to_need(nodes: list[di
     assert crew.count_wanted() == 1 + 1
 
 
+def test_one_odd_image_costs_no_worker_its_place(nodes: list[dict[str, Any]]) -> None:
+    """One worker in twenty needed far more. Where many do, fewer are wanted, which is said once, until they do no longer."""
+    crew, said = make_crew(), list[str]()
+
+    def learn(*peaks: float) -> int:
+        for peak in peaks:
+            crew.learn_memory(int(peak * GIB))
+        crew._count_at_s = 0
+        crew.say_if_memory_is_short(said.append)
+        return crew.count_wanted()
+
+    assert learn(*[0.8] * 19, 6.0) == 4 + 4 + 3
+    assert said == []
+    assert learn(*[2.0] * 100) == 3 + 3 + 1
+    assert learn(*[3.0] * 100) == 2 + 2
+    assert [re.findall(r"[\d.]+ GiB each|\d+, not \d+", text) for text in said] == [["2.4 GiB each", "7, not 11"]]
+    assert learn(*[0.8] * 100) == 4 + 4 + 3
+
+
+def test_a_node_that_was_left_out_and_is_gone_costs_no_workers(nodes: list[dict[str, Any]], killed: list[str]) -> None:
+    """Another may have come in its place; while it is there, what it had is not asked for elsewhere."""
+    crew = make_crew(max_workers=8)
+    workers = [add_worker(crew, node) for node in ("node1", "node1", "node2", "node2")]
+    for worker in workers[:2]:
+        crew.leave_out(worker, StorageError("this node does not see the input"))
+    assert crew.count_wanted() == 8 - 2
+    del nodes[1]
+    crew._count_at_s = 0
+    assert crew.count_wanted() == 8
+    assert killed == ["node1"] * 2
+
+
+class Told:
+    """Workers with a shard each, who tell of faults; and what the job does then."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *where: str) -> None:
+        self.monkeypatch = monkeypatch
+        self.ledger = ShardLedger([], retries=0)
+        self.crew = make_crew()
+        self.workers = [add_worker(self.crew, node, attempt=number) for number, node in enumerate(where)]
+        self.watch = Mock()
+
+    def tell(self, number: int, error: Exception, *, shard: int | None = None) -> None:
+        """This worker's error."""
+        worker = self.workers[number]
+        if shard is not None:
+            worker.task = Task(Assignment(shard), events=iter([None]))
+
+        def get(_ref: object) -> None:
+            raise RayTaskError("label_shard", "", error)  # type: ignore[no-untyped-call]
+
+        self.monkeypatch.setattr(jobs.crew.ray, "get", get)
+        follow_worker(worker, crew=self.crew, ledger=self.ledger, watch=self.watch, metrics=Mock())
+
+    def commit(self, number: int) -> None:
+        """This worker's shard is committed."""
+        task = self.workers[number].task
+        assert task is not None
+        event = ShardCommitted(task.assignment.shard, Tally(), 1)
+        follow_event(event, worker=self.workers[number], task=task, crew=self.crew, watch=self.watch, metrics=Mock())
+
+
+FAULTS = [StorageError("can't be read: Stale file handle"), StorageRefusedError("no usable credentials")]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_store_s_fault_of_one_machine_is_not_the_job_s(
+    nodes: list[dict[str, Any]], killed: list[str], monkeypatch: pytest.MonkeyPatch, fault: StorageError
+) -> None:
+    """It is left out, be it by several workers, and its shards are done elsewhere; so is the next one hours later."""
+    told = Told(monkeypatch, "node1", "node1", "node2", "node3")
+    told.tell(0, fault)
+    told.tell(1, fault)
+    assert (killed, told.crew._nodes_left_out) == (["node1"] * 2, {"node1"})
+    assert [told.ledger.take(), told.ledger.take(), told.ledger.take()] == [Assignment(0), Assignment(1), None]
+    assert [call.args for call in told.watch.drop_shard.call_args_list] == [(0,), (1,)]
+    told.commit(2)
+    told.tell(3, fault)
+    assert told.crew.count_wanted() == 4
+    with pytest.raises(type(fault)) as raised:  # No other machine is at work any more.
+        told.tell(2, fault)
+    assert raised.value is fault
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_store_s_fault_of_two_machines_is_the_job_s(
+    nodes: list[dict[str, Any]], killed: list[str], monkeypatch: pytest.MonkeyPatch, fault: StorageError
+) -> None:
+    """With no commit between them; or with the same shard, whenever; or where no other machine is at work."""
+    told = Told(monkeypatch, "node1", "node2", "node3")
+    told.tell(0, fault)
+    with pytest.raises(type(fault)):
+        told.tell(1, fault)
+
+    told = Told(monkeypatch, "node1", "node2", "node3")
+    told.tell(0, fault)
+    told.commit(2)
+    with pytest.raises(type(fault)):
+        told.tell(1, fault, shard=0)
+
+    told = Told(monkeypatch, "node1", "node1")
+    told.crew._workers.append(Worker("node2", loading=None))  # Who knows whether it will ever be ready?
+    with pytest.raises(type(fault)):
+        told.tell(0, fault)
+
+
+@pytest.mark.parametrize("error", [LeaseLostError("gone"), WorkerStoppedError("20 in a row"), ZeroDivisionError("a bug")])
+def test_what_no_machine_can_help_stops_the_job(
+    nodes: list[dict[str, Any]], killed: list[str], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """However many are at work."""
+    told = Told(monkeypatch, "node1", "node2", "node3")
+    with pytest.raises(type(error)) as raised:
+        told.tell(0, error)
+    assert (raised.value, killed) == (error, [])
+
+
+def test_the_dead_of_a_moment_are_written_off_at_once(nodes: list[dict[str, Any]], killed: list[str]) -> None:
+    """Before anybody may have their shards; and with them all attempts below those that are still in work."""
+    crew = make_crew()
+    crew._lease = Mock()
+    workers = [add_worker(crew, node, attempt=attempt) for attempt, node in enumerate(["node1", "node2", "node1", "node3"], 5)]
+    charged: list[int] = []
+    for number in (0, 2):
+        crew.bury(workers[number], is_machine_gone=True, then=lambda number=number: charged.append(number))  # type: ignore[misc]
+    assert crew.is_busy()
+    crew._lease.write_off.side_effect = StorageError("no answer")
+    with pytest.raises(StorageError):
+        crew.release_ghosts()
+    crew._lease.write_off.side_effect = None
+    crew.release_ghosts()
+    crew.release_ghosts()
+    assert [str(call) for call in crew._lease.write_off.mock_calls] == ["call(5, 7, floor=6)"] * 2
+    assert charged == []
+    for ghost in crew._ghosts:
+        ghost.lapses_s = 0.0
+    crew.release_ghosts()
+    assert charged == [0, 2]
+    for number in (1, 3):
+        crew.bury(workers[number], is_machine_gone=True, then=lambda: None)
+    crew.release_ghosts()
+    assert str(crew._lease.write_off.mock_calls[-1]) == "call(6, 8, floor=9)"
+
+
+def test_idle_workers_go_where_no_shard_waits(nodes: list[dict[str, Any]], killed: list[str]) -> None:
+    """But for one for each that is still at work and may die: first those without a machine, then those of idle machines."""
+    crew = make_crew(workers=9)
+    crew._actor_class = Mock()
+    busy = [add_worker(crew, node, attempt=number) for number, node in enumerate(["node1", "node3"])]
+    idle = [add_worker(crew, node) for node in ("node1", "node2", "node2", "node3")]
+    crew._workers.append(Worker("nowhere", loading=None))
+    crew.dismiss_spare(num_shards=1)
+    assert killed == []
+    crew.dismiss_spare(num_shards=0)
+    assert killed == ["nowhere", "node2", "node2"]
+    assert crew._workers == [*busy, idle[0], idle[3]]
+    crew.hire(num_shards=0)
+    assert len(crew._workers) == 4
+    busy[0].task = busy[1].task = None
+    crew.dismiss_spare(num_shards=0)
+    assert crew._workers == []
+    crew.hire(num_shards=2)
+    assert len(crew._workers) == 2
+
+
 def test_deaths_while_loading_are_counted_by_node(nodes: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     """One that loads its model elsewhere says nothing about a node; a machine that is gone is no death."""
     crew = make_crew(retries=1)
@@ -90,6 +278,32 @@ def test_deaths_while_loading_are_counted_by_node(nodes: list[dict[str, Any]], m
     assert crew.count_wanted() == 4 + 4 + 3
     bury("node1")
     assert crew.count_wanted() == 4 + 3
+
+
+@pytest.mark.parametrize("workers", ["auto", 2])
+def test_a_machine_taken_back_while_workers_load_ends_no_job(
+    nodes: list[dict[str, Any]], killed: list[str], monkeypatch: pytest.MonkeyPatch, workers: Any
+) -> None:
+    """They die before Ray knows it: it is given time to find out. Where the machine is still there then, it is to blame."""
+    del nodes[2:]
+    for is_gone in (True, False):
+        crew = make_crew(workers=workers, retries=0)
+        crew._actor_class = Mock()
+        for worker in [Worker("node1", loading=None) for _ in range(2)]:
+            crew._workers.append(worker)
+            crew.bury(worker, is_machine_gone=False, then=lambda: None)
+        crew.hire(num_shards=9)
+        with monkeypatch.context() as later:
+            now_s = time.monotonic()
+            later.setattr(jobs.crew.time, "monotonic", lambda now_s=now_s: now_s + jobs.crew.LATE_WRITE_S + 1)
+            if not is_gone:
+                with pytest.raises(ModelError, match="workers die while they load"):
+                    crew.hire(num_shards=9)
+                continue
+            node = nodes.pop()
+            crew.hire(num_shards=9)
+            nodes.append({**node, "NodeID": "node1"})
+            assert crew._workers
 
 
 @pytest.mark.parametrize("num_workers", [2, 3])
@@ -170,6 +384,19 @@ def test_a_node_that_can_not_load_the_model_is_left_out(growing_cluster: Cluster
     assert len(re.findall(r"node \S+ is left out: this machine can't compute that", err)) == 1
     assert "a worker died" in err
     assert pd.read_parquet(tmp_path / "out" / "images")["status"].eq("ok").all()
+
+
+def test_a_node_that_loses_its_store_is_left_out(growing_cluster: Cluster, model_folder: Path, tmp_path: Path) -> None:
+    """By name and reason; the other does its shard."""
+    slow = make_slow(tmp_path / "slow", count=60)
+    common = label_arguments(slow, tmp_path / "out", model_folder, "--images-per-shard", 1)
+    driver = start_jobs(*common, cwd=tmp_path, FAKE_TROUBLE="loses its store")
+    wait_until(lambda: (tmp_path / "out" / "images" / "part-0000000.parquet").exists())
+    growing_cluster.order("stale")
+    _, err = driver.communicate(timeout=150)
+    assert driver.returncode == 0, err
+    assert len(re.findall(r"node \S+ is left out: images can't be read: Stale file handle", err)) == 1
+    assert pd.read_parquet(tmp_path / "out" / "images")["status"].tolist() == ["ok"] * 60
 
 
 def test_a_node_on_which_loading_kills_the_worker_is_left_out(

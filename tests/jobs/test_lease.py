@@ -1,10 +1,11 @@
 """One driver at a time, by storage alone; a worker that was written off writes nothing."""
 
+import json
 import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -34,9 +35,6 @@ def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write(output: Path, lease: Lease) -> None:
-    import json
-    from dataclasses import asdict
-
     storage.write_bytes(str(output / "lease.json"), json.dumps(asdict(lease)).encode())
 
 
@@ -145,6 +143,40 @@ def test_a_worker_that_was_written_off_may_not_write(tmp_path: Path) -> None:
             check_permit(output, Permit(holder.driver, 1))
         with pytest.raises(LeaseLostError):
             check_permit(output, Permit("another", 2))
+
+
+def test_what_was_written_off_long_ago_takes_no_room(tmp_path: Path) -> None:
+    """Attempts below those in work may write nothing, and need no name; nobody gets the right back."""
+    output = str(tmp_path)
+
+    def may_write(attempt: int) -> bool:
+        try:
+            check_permit(output, Permit(holder.driver, attempt))
+        except LeaseLostError:
+            return False
+        return True
+
+    with LeaseHolder(output, say=lambda text: None) as holder:
+        holder.take()
+        holder.write_off(*range(1, 5000, 2))
+        assert (may_write(4998), may_write(4999), may_write(5001)) == (True, False, True)
+        holder.write_off(5002, floor=5001)
+        time.sleep(0.2)  # Beats go by.
+        assert [may_write(attempt) for attempt in (1, 4998, 5000, 5001, 5002, 5003)] == [False] * 3 + [True, False, True]
+        assert (tmp_path / "lease.json").stat().st_size < 400
+        holder.write_off(5004, floor=7)
+        assert [may_write(attempt) for attempt in (7, 5000, 5001, 5002, 5003, 5004)] == [False, False, True, False, True, False]
+
+
+def test_a_lease_of_the_version_before_is_understood(tmp_path: Path) -> None:
+    """It has no floor, so nothing is below it."""
+    process = {"machine": "another machine", "pid": 1, "started": "1"}
+    old = {"driver": "other", "process": process, "beat": 3, "written_off": [4]}
+    (tmp_path / "lease.json").write_text(json.dumps(old, indent=2))
+    assert read_lease(str(tmp_path)) == Lease("other", ELSEWHERE, beat=3, written_off=(4,))
+    check_permit(str(tmp_path), Permit("other", 1))
+    with pytest.raises(LeaseLostError, match="written off"):
+        check_permit(str(tmp_path), Permit("other", 4))
 
 
 def test_a_folder_that_is_not_mounted_any_more_is_left_alone(tmp_path: Path) -> None:

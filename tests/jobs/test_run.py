@@ -5,9 +5,11 @@ import os
 import re
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import fake_engine
 import pandas as pd
@@ -25,9 +27,10 @@ from fakes import (
     write_picture,
 )
 
+import jobs.run
 from jobs.crew import Task
 from jobs.ledger import Assignment, ShardLedger
-from jobs.run import charge_death
+from jobs.run import charge_death, put_back_misfits
 
 RunJobs = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -246,6 +249,48 @@ def test_a_machine_that_is_gone_answers_before_its_images() -> None:
     assert hung is not None
     assert (hung.careful, {number: error.kind for number, error in hung.verdicts.items()}) == (True, {3: "timeout"})
     assert kill_one(in_work=[])[0].given_up == [0]
+
+
+def make_suspects(count: int) -> ShardLedger:
+    """So many shards that each lost a worker once and are committed now."""
+    ledger = ShardLedger(range(count), retries=0)
+    for shard in range(count):
+        ledger.take()
+        ledger.put_back(shard)
+    while ledger.take():
+        pass
+    return ledger
+
+
+def test_suspects_are_read_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between them the job shows how it stands and hears a signal; those that do not fit are done again, in order."""
+    now, most, lock = 0, 0, threading.Lock()
+
+    def read(_output: str, shard: int) -> object | None:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(now, most)
+        time.sleep(0.02)
+        with lock:
+            now -= 1
+        return None if shard in (3, 70) else object()
+
+    monkeypatch.setattr(jobs.run, "read_parts", read)
+    ledger, watch, looks = make_suspects(100), Mock(), Mock()
+    begin = time.monotonic()
+    assert put_back_misfits(ledger, output="out", watch=watch, look_up=looks)
+    assert time.monotonic() - begin < 1.5
+    assert 4 < most <= 16
+    assert looks.call_count == 100
+    assert [call.args for call in watch.forget_shard.call_args_list] == [(3,), (70,)]
+    assert [ledger.take(), ledger.take(), ledger.take()] == [Assignment(3), Assignment(70), None]
+    assert not put_back_misfits(ledger, output="out", watch=watch, look_up=looks)
+
+    begin = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        put_back_misfits(make_suspects(10_000), output="out", watch=watch, look_up=Mock(side_effect=[None, KeyboardInterrupt]))
+    assert time.monotonic() - begin < 1
 
 
 def test_a_bug_in_every_image_is_exit_1(cluster: object, run_jobs: RunJobs, model_folder: Path, tmp_path: Path) -> None:

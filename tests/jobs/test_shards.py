@@ -9,7 +9,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import stores
 
+import jobs.cli
+import jobs.verify
 from jobs.plan import read_run
 from jobs.shards import Tally, read_parts, tally_shard
 from jobs.verify import find_faults
@@ -103,6 +106,45 @@ def test_every_fault_is_found_and_named(label_here: LabelHere, break_it: Callabl
     break_it(output)
     faults = list_faults(output)
     assert any(words in fault for fault in faults), faults
+
+
+@pytest.fixture
+def two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is worth it with thousands of shards, for a few."""
+    monkeypatch.setattr(jobs.verify, "_SHARDS_A_PROCESS", 1)
+    monkeypatch.setattr(jobs.verify, "count_usable_cpus", lambda: 2)
+
+
+def test_many_processes_find_what_one_does(
+    label_here: LabelHere, main: Callable[..., int], monkeypatch: pytest.MonkeyPatch, request: Any, capsys: Any
+) -> None:
+    """The same lines in the same order; on stderr it says now and then how far it is."""
+    output = label_here(images_per_shard=1)
+    edit(output / "masks/part-0000003.parquet", set_row(0, area=5))
+    (output / MASKS).write_bytes(b"x")
+    (output / "images/part-0000009.parquet").unlink()
+    monkeypatch.setattr(jobs.cli, "_SECONDS_BETWEEN_LINES", 0)
+    capsys.readouterr()
+    assert main("verify", output) == 1
+    alone = capsys.readouterr()
+    named = [line.split()[1] for line in alone.out.splitlines()[:3]]
+    assert named == [MASKS, "masks/part-0000003.parquet:", "images/part-0000009.parquet"]
+    request.getfixturevalue("two_processes")
+    monkeypatch.setattr(jobs.verify.rle, "measure_areas", None)  # Not used in this process.
+    assert main("verify", output) == 1
+    together = capsys.readouterr()
+    assert together.out == alone.out
+    for answer in (alone, together):
+        said = [line.split()[0] for line in answer.err.splitlines() if "shards looked at" in line]
+        assert said == [f"{number}/12" for number in range(1, 13)]
+
+
+def test_processes_ask_the_store_as_the_command_does(label_here: LabelHere, s3: Any, two_processes: None) -> None:
+    """With its keys, which stand in no environment."""
+    stores.copy_folder(str(label_here()), target="s3://labels/run")
+    record = read_run("s3://labels/run")
+    assert record is not None
+    assert list(find_faults("s3://labels/run", record)) == []
 
 
 def test_what_is_not_labeled_yet_is_no_fault(label_here: LabelHere) -> None:

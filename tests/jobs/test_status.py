@@ -1,15 +1,21 @@
 """``status``: how far a run is, from its storage alone."""
 
+import csv
 import json
+import threading
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from fakes import label_arguments, make_slow, start_jobs, wait_until
 
+import jobs.report
 import jobs.run
+import jobs.tallies
 from jobs.driver import complete_run
 from jobs.events import ImageDone, ShardCommitted
 from jobs.lease import LEASE_JSON, LeaseHolder, LeaseLostError
@@ -66,6 +72,109 @@ def test_done_running_rate_and_time_left(output: Path, main: Main, capsys: Any) 
     text = read_status(main, output, capsys)
     assert f": 2 more images in unfinished shards, 2 workers, {progress['images_per_s']:.2f} images/s, " in text
     assert text.endswith(" left\n")
+
+
+def test_a_shard_that_is_committed_meanwhile(output: Path, main: Main, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """While status lists: what was counted before still counts, and only newer parts are read."""
+    watch = save_progress(output, committed=[0, 1], in_work=0)
+    list_committed, read = tables.list_committed_shards, []
+
+    def list_and_commit(output: str) -> set[int]:
+        listed = list_committed(output)
+        for shard in (2, 3):
+            watch.count_shard(ShardCommitted(shard, Tally(num_images=3), 0))
+        watch.save("running")
+        return listed
+
+    def count(output: str, shard: int) -> Tally:
+        read.append(shard)
+        return tally_shard(output, shard)
+
+    monkeypatch.setattr(tables, "list_committed_shards", list_and_commit)
+    monkeypatch.setattr(jobs.tallies, "tally_shard", count)
+    assert "9 of 12 images done in 3 of 4 shards" in read_status(main, output, capsys)
+    assert read == [2]
+
+
+def test_speed_and_time_left_are_those_of_the_last_half_hour(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a day of many machines nothing is left when few are; the report keeps the whole."""
+    record = read_run(str(output))
+    assert record is not None
+    clock = SimpleNamespace(monotonic=lambda: now_s)
+    monkeypatch.setattr(jobs.report, "time", clock)
+    monkeypatch.setattr(jobs.report, "_SECONDS_BETWEEN_FILES", 1e9)
+    now_s, shard = 0.0, 0
+    watch = Watch(str(output), record=record.model_copy(update={"num_images": 100_000, "num_shards": 1000}), before=Tally())
+    watch.tick(num_workers=10)
+    for minutes, images_per_minute in ((120, 600), (40, 60)):
+        for _ in range(minutes):
+            now_s += 60
+            watch.count_shard(ShardCommitted(shard, Tally(images_per_minute, 20 * images_per_minute), 0))
+            watch.tick(num_workers=10)
+            shard += 1
+    watch.save("running")
+    progress, report = read_report(str(output), "progress.json"), watch.make_report("running")
+    assert progress is not None
+    assert (progress["images_per_s"], progress["masks_per_s"]) == (1.0, 20.0)
+    assert progress["seconds_left"] == 100_000 - 120 * 600 - 40 * 60
+    assert report["images_per_s"] == round((120 * 600 + 40 * 60) / (160 * 60), 4)
+    watch.save("stopped")
+    progress = read_report(str(output), "progress.json")
+    assert progress is not None
+    assert progress["images_per_s"] == report["images_per_s"]
+
+
+def test_a_bar_lives_as_long_as_the_run(output: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """It is drawn by a thread, while thousands of workers come and go; and at the end it shows the end."""
+    record = read_run(str(output))
+    assert record is not None
+    died: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", died.append)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # Else nothing here is a terminal.
+    num_workers, shard = 2000, 0
+    record = record.model_copy(update={"num_images": 100_000, "num_shards": 100_000})
+    watch = Watch(str(output), record=record, before=Tally(3, 12))
+    monkeypatch.setattr(watch, "_line_due_s", 0.0)
+    with watch.show():
+        for shard in range(num_workers):
+            watch.count_image(shard, ImageDone(1, num_masks=4, error_kind=None))
+        end_s = time.monotonic() + 2
+        while time.monotonic() < end_s and not died:
+            shard += 1
+            watch.count_shard(ShardCommitted(shard - num_workers, Tally(1, 4), 0))
+            watch.count_image(shard, ImageDone(1, num_masks=4, error_kind=None))
+            watch.tick(num_workers=num_workers)
+            time.sleep(0.001)
+    assert died == []
+    shown = capsys.readouterr().err
+    assert f"{shard + 4}/100000 images" in shown
+    assert " left" in shown
+
+
+def test_failures_are_read_many_at_a_time_and_in_order(
+    label_here: LabelHere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store answers one request in a hundredth of a second, and there may be a hundred thousand."""
+    output, lock, at_once, most = label_here(images_per_shard=1), threading.Lock(), 0, 0
+    read_bytes = storage.read_bytes
+
+    def read_slowly(uri: str) -> bytes:
+        nonlocal at_once, most
+        with lock:
+            at_once += 1
+            most = max(most, at_once)
+        time.sleep(0.02)
+        with lock:
+            at_once -= 1
+        return read_bytes(uri)
+
+    monkeypatch.setattr(storage, "read_bytes", read_slowly)
+    assert write_failures(str(output), range(12), tmp_path / "failed.csv") == 2
+    assert 4 < most <= 16
+    with (tmp_path / "failed.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["error_kind"] for row in rows] == ["corrupt"] * 2
+    assert [int(row["image_id"]) for row in rows] == sorted(int(row["image_id"]) for row in rows)
 
 
 def test_a_shard_that_is_made_again_just_now(

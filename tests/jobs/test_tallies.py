@@ -1,17 +1,19 @@
 """Counting a run without reading every part of it."""
 
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import jobs.tallies
-from jobs.events import ShardCommitted
+from jobs.events import ImageDone, ShardCommitted
 from jobs.plan import read_run
 from jobs.report import Watch, read_report
 from jobs.shards import Tally, tally_shard
-from jobs.tallies import ShardSet, find_failed_shards, read_tally, text_to_shards
+from jobs.tallies import ShardSet, ShardTallies, find_failed_shards, map_ahead, read_tally, text_to_shards
 from labeler import tables
 
 LabelHere = Callable[..., Path]
@@ -23,6 +25,55 @@ def test_shards_as_text_and_back(shards: set[int]) -> None:
     text = ShardSet(10, shards).to_text()
     assert text_to_shards(text) == shards
     assert len(text) <= 10
+
+
+def test_the_sum_of_some_shards_is_kept() -> None:
+    """Whatever comes and goes; what is not there takes nothing away."""
+    tallies = ShardTallies({1: Tally(64, 6400, {"timeout": 2})})
+    tallies.add(2, Tally(1, 100))
+    tallies.add(2, Tally(1, 0, {"corrupt": 1}))
+    assert tallies.sum == Tally(66, 6500, {"timeout": 2, "corrupt": 1})
+    assert tallies.pop(1) == Tally(64, 6400, {"timeout": 2})
+    assert tallies.pop(1) == Tally()
+    assert (1 in tallies, 2 in tallies) == (False, True)
+    assert tallies.sum == Tally(2, 100, {"corrupt": 1})
+
+
+def test_calls_ahead_are_in_order_and_not_too_many() -> None:
+    """However slow the first is; and who stops asking has no more of them made."""
+    made: list[int] = []
+
+    def call(number: int) -> int:
+        made.append(number)
+        time.sleep(0.02 * (number % 3 == 0))
+        return number * 2
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(map_ahead(pool, call, range(10), num_ahead=4)) == list(range(0, 20, 2))
+        made.clear()
+        results = map_ahead(pool, call, range(1000), num_ahead=4)
+        assert [next(results), next(results)] == [0, 2]
+    assert max(made) <= 5
+
+
+def test_saving_costs_the_same_however_much_is_in_work(label_here: LabelHere) -> None:
+    """With thousands of workers, and tens of thousands of shards that are made again, in the loop that watches them."""
+    output = str(label_here(shards=[]))
+    record = read_run(output)
+    assert record is not None
+    num_shards = 30_000
+    record = record.model_copy(update={"num_shards": 2 * num_shards, "num_images": 2 * num_shards * 64})
+    redone = {shard: Tally(64, 6400, {"timeout": 1, "corrupt": 1}) for shard in range(num_shards)}
+    watch = Watch(output, record=record, before=sum(redone.values(), Tally()), shards_before=redone, redone=redone)
+    for shard in range(3000):
+        watch.count_image(num_shards + shard, ImageDone(1, num_masks=100, error_kind=None))
+    begin_s = time.thread_time()
+    watch.save("running")
+    assert time.thread_time() - begin_s < 0.15
+    progress = read_report(output, "progress.json")
+    assert progress is not None
+    assert (progress["num_images_in_work"], progress["num_done"]) == (3000, num_shards * 64)
+    assert progress["counted"]["num_images"] == 0
 
 
 def test_only_what_is_newer_is_read(label_here: LabelHere, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -178,6 +178,22 @@ def test_links_are_followed_but_never_round_in_circles(tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError):
             storage.read_bytes(files[name].uri)
     assert storage.read_bytes(files["other/a.jpg"].uri) == b"a"
+    assert sorted(storage.list_names(str(tmp_path))) == sorted(files)
+
+
+def test_names_alone_are_had_without_a_look_at_each_file(folder: Path, memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same names as of a whole listing; of a network's disk each look would be a request."""
+    os.mkfifo(folder / "pipe.jpg")
+    storage.write_bytes(f"{memory}/run/part.parquet", b"x")
+    for root in (str(folder), storage.path_to_uri(folder), memory):
+        assert sorted(storage.list_names(root)) == sorted(file.path for file in storage.list_files(root))
+    looked_at, look = [], storage._stat_entry
+    monkeypatch.setattr(storage, "_stat_entry", lambda entry: (looked_at.append(entry.name), look(entry))[1])
+    assert len(list(storage.list_names(str(folder)))) > len(NAMES) // 2
+    assert sorted(looked_at) == ["inner%20.jpg", "pipe.jpg", "x.jpg"]
+    for root in (f"{folder}/nothing", f"{folder}/plain.jpg", f"{memory}/nothing"):
+        with pytest.raises(FileNotFoundError):
+            list(storage.list_names(root))
 
 
 def test_pipes_are_neither_listed_nor_waited_for(tmp_path: Path) -> None:

@@ -97,6 +97,7 @@ MASKS, IMAGES = "masks/part-0000001.parquet", "images/part-0000001.parquet"
         (lambda run: edit(run / MASKS, set_row(0, bbox=[0.0, 0.0, 1.0, 1.0])), "has bbox"),
         (lambda run: edit(run / MASKS, set_row(0, segmentation={"size": [5, 5], "counts": "1"})), "has size [5, 5]"),
         (lambda run: edit(run / MASKS, lambda rows: rows[0]["segmentation"].update(counts="11")), "do not add up"),
+        (lambda run: edit(run / MASKS, lambda rows: rows[0]["segmentation"].update(counts="11d")), "are no run lengths"),
         (lambda run: edit(run / MASKS, set_row(0, file_name="x")), "has the file name x"),
     ],
 )

@@ -23,6 +23,7 @@ from jobs.lease import LeaseHolder, LeaseLostError, Permit, ProcessName, is_proc
 from jobs.ledger import Assignment, ShardLedger
 from jobs.options import JobOptions
 from jobs.worker import ShardLabeler
+from labeler import storage
 from labeler.errors import LabelerError, ModelError, StorageError
 from labeler.stores import get_store_options
 
@@ -39,6 +40,7 @@ LOSS_KNOWN_S = 65.0
 """How long Ray may not notice that a machine is gone which has fallen silent: five health checks of 13 s. Its images seem
 to hang."""
 
+_MEMORY_BESIDE_WEIGHTS_BYTES = 500 * 2**20
 _MEMORY_MARGIN = 1.2
 _NUM_PEAKS = 100
 _USUAL_SHARE = 0.9  # Of the peaks: those above may be odd images'.
@@ -449,3 +451,14 @@ class Crew:
         for worker in self._workers:
             ray.kill(worker.actor)
         self._workers.clear()
+
+
+def estimate_worker_memory(output: str) -> int:
+    """Bytes a worker of this run will need, guessed from its model's weights, until one has been seen at work.
+
+    Measured on small models a worker takes half a GiB beside its weights; those are held twice while they are compiled,
+    and again in f32 where they are stored in 16 bits.
+    """
+    files = storage.list_files(storage.join(output, "model"))
+    weights_bytes = sum(file.size_bytes or 0 for file in files if file.path.endswith(".bin"))
+    return _MEMORY_BESIDE_WEIGHTS_BYTES + 4 * weights_bytes

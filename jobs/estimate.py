@@ -3,12 +3,14 @@
 Nothing is written, and no more than the chosen images are held: the listing may have millions.
 """
 
+import functools
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.asking import ShardPrompts, read_prompts
-from jobs.labeling import ImageLabeler, time_images
+from jobs.labeling import ImageLabeler
 from jobs.options import JobOptions
 from jobs.plan import PlannedImage, RunRecord, RunSpec, count_shard_images, read_shard
 from jobs.prompts import MatchedPrompts
@@ -101,10 +103,24 @@ def estimate_job(
         prompt_options=spec.prompts.options if spec.prompts else None,
     )
     images = work.draw(_NUM_TIMED_IMAGES)
-    seconds = time_images(labeler, images, prompts=_draw_prompts(images, output=output, record=record, matched=prompts))
+    seconds = _time_images(labeler, images, prompts=_draw_prompts(images, output=output, record=record, matched=prompts))
     here = max(1, count_usable_cpus() // job.cpus_per_worker)
     num_workers = (job.max_workers or here) if job.workers == "auto" else job.workers
     return Estimate(num_images, seconds, num_workers)
+
+
+def _time_images(labeler: ImageLabeler, images: Sequence[PlannedImage], *, prompts: ShardPrompts | None = None) -> float:
+    """Seconds an image takes, here and now, on average; the first is labeled twice, for it also compiles the model."""
+
+    def label(image: PlannedImage) -> None:
+        asked = None if prompts is None else prompts.get(image.image_id, ())
+        labeler.label(image, functools.partial(labeler.read, image.ref), prompts=asked)
+
+    label(images[0])
+    start = time.perf_counter()
+    for image in images:
+        label(image)
+    return (time.perf_counter() - start) / len(images)
 
 
 def _draw_prompts(

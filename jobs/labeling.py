@@ -3,7 +3,6 @@
 The store's and the model's faults leave as errors, for they are never an image's. Everything else becomes its row.
 """
 
-import functools
 import json
 import time
 import traceback
@@ -11,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from jobs.asking import ShardPrompts, find_masks
+from jobs.asking import find_masks
 from jobs.outages import OutageWatch
 from jobs.plan import PlannedImage
 from jobs.reading import read_image
@@ -143,17 +142,3 @@ class ImageLabeler:
             **{f"seconds_{name}": seconds for name, seconds in found.seconds._asdict().items()},
         )
         return LabeledImage(row, [found.batch], prompts=found.prompts)
-
-
-def time_images(labeler: ImageLabeler, images: Sequence[PlannedImage], *, prompts: ShardPrompts | None = None) -> float:
-    """Seconds an image takes, here and now, on average; the first is labeled twice, for it also compiles the model."""
-
-    def label(image: PlannedImage) -> None:
-        asked = None if prompts is None else prompts.get(image.image_id, ())
-        labeler.label(image, functools.partial(labeler.read, image.ref), prompts=asked)
-
-    label(images[0])
-    start = time.perf_counter()
-    for image in images:
-        label(image)
-    return (time.perf_counter() - start) / len(images)

@@ -16,13 +16,13 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
 from jobs.cluster import RunMetrics, connect_to_cluster, find_node, is_node_alive
-from jobs.crew import Crew, Task, Worker
+from jobs.crew import Crew, Task, Worker, estimate_worker_memory
 from jobs.events import ImageAwaited, ImageDone, ImageStarted, ShardCommitted
 from jobs.lease import LeaseHolder
 from jobs.ledger import ShardLedger
 from jobs.options import JobOptions
 from jobs.report import Watch
-from jobs.shards import estimate_worker_memory, read_parts
+from jobs.shards import read_parts
 from jobs.tallies import READS_AT_ONCE, map_ahead
 from labeler.errors import ImageError
 from labeler.limits import count_usable_cpus

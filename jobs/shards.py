@@ -1,4 +1,4 @@
-"""Write a shard and commit it, count what is committed, verify a run. Must not know who labels or when.
+"""Write a shard and commit it, read and count what is committed. Must not know who labels or when.
 
 A shard is two files with names known beforehand, three in a run with prompts. The masks part is written first, then that of
 the prompts, then the images part, which holds the others' sha256: when it stands, the shard is committed. Making a shard
@@ -20,8 +20,6 @@ from labeler.retries import call_with_retries
 from labeler.tables import ImageRow
 
 STAGES = ("read", "decode", "encode", "predict", "post")
-
-_MEMORY_BESIDE_WEIGHTS_BYTES = 500 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,17 +202,6 @@ def commit_shard(
             write(functools.partial(storage.write_bytes, locate_part(output, table, shard), data))
     except (FileNotFoundError, PermissionError) as error:
         raise StorageError(f"can't write to {output}: {error}") from error
-
-
-def estimate_worker_memory(output: str) -> int:
-    """Bytes a worker of this run will need, guessed from its model's weights, until one has been seen at work.
-
-    Measured on small models a worker takes half a GiB beside its weights; those are held twice while they are compiled,
-    and again in f32 where they are stored in 16 bits.
-    """
-    files = storage.list_files(storage.join(output, "model"))
-    weights_bytes = sum(file.size_bytes or 0 for file in files if file.path.endswith(".bin"))
-    return _MEMORY_BESIDE_WEIGHTS_BYTES + 4 * weights_bytes
 
 
 def locate_part(output: str, table: tables.TableName, number: int) -> str:

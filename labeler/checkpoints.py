@@ -7,21 +7,16 @@ import http.client
 import logging
 import os
 import ssl
-import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from labeler.errors import ModelError
+from labeler.locks import open_alone
 from labeler.model_folder import hash_file
-
-if sys.platform != "win32":
-    import fcntl
 
 logger = logging.getLogger(__name__)
 
@@ -133,15 +128,6 @@ def _check_sha256(path: Path, checkpoint: Checkpoint, *, remedy: str) -> None:
             f"{path} ({path.stat().st_size} bytes, sha256 {sha256}) is not the published {checkpoint.file_name} "
             f"({checkpoint.size_bytes} bytes, sha256 {checkpoint.sha256}): {remedy}"
         )
-
-
-@contextmanager
-def open_alone(path: Path) -> Iterator[BinaryIO]:
-    """A file, open for appending, once no other process has it. The kernel takes it from a process that dies."""
-    with path.open("ab") as file:
-        if sys.platform != "win32":
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield file
 
 
 def _download_all(checkpoint: Checkpoint, file: BinaryIO) -> None:

@@ -6,13 +6,11 @@ without it raises ModelError, so import it where it is used.
 
 import inspect
 import logging
-import os
 import re
 import shutil
-import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -22,11 +20,9 @@ from typing import TYPE_CHECKING, Any
 from labeler.architecture import OFFICIAL_ARCHITECTURES, Architecture, VitEncoder, read_architecture
 from labeler.call_size import choose_call_size
 from labeler.errors import ModelError, OptionsError
+from labeler.locks import hold_folder
 from labeler.model_folder import MODEL_JSON, ModelInfo, Quantization, Weights, hash_file
 from labeler.options import resolve_mask_options
-
-if sys.platform != "win32":
-    import fcntl
 
 try:
     import torch
@@ -286,20 +282,14 @@ def _hold_folder(folder: Path) -> Iterator[None]:
     Raises:
         ModelError: another one is at work there.
     """
-    if sys.platform == "win32":
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
+    with ExitStack() as held:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held.enter_context(hold_folder(folder))
         except BlockingIOError as error:
             raise ModelError(f"another conversion is writing {folder}; give another --output, or wait for it") from error
         for left in folder.glob(f"{_WORK_PREFIX}*"):
             shutil.rmtree(left, ignore_errors=True)
         yield
-    finally:
-        os.close(handle)
 
 
 def _find_calibration(folder: Path) -> "Calibration":

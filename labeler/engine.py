@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
-from labeler.checkpoints import open_alone
 from labeler.errors import ModelError
+from labeler.locks import open_alone
 from labeler.model_folder import ModelInfo
 from labeler.options import Precision
 from labeler.types import Bool, Float32, Int32, Int64

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from labeler import storage
-from labeler.checkpoints import CHECKPOINTS, download, open_alone
+from labeler.checkpoints import CHECKPOINTS, download
 from labeler.errors import ModelError, UnknownModelError
+from labeler.locks import open_alone
 from labeler.model_folder import FORMAT_VERSION, MODEL_JSON, check_model, parse_model_info
 
 logger = logging.getLogger(__name__)

@@ -18,6 +18,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "labeler.orientation",
         "labeler.rle",
         "labeler.limits",
+        "labeler.locks",
         "labeler.compiled",
         "labeler.tracing",
         "labeler.masks",

@@ -21,12 +21,12 @@ from labeler import rle, storage
 from labeler.draw import encode_jpeg, mask_color, sample_positions
 from labeler.errors import ImageError, OptionsError, StorageError
 from labeler.runs import Row, Run, iterate_images
+from labeler.tables import STAGES
 from labeler.types import Size, UInt8
 
 PAGE = "index.html"
 MAX_IMAGES = 1000
 
-_STAGES = ("read", "decode", "encode", "predict", "post")
 _OUTLINE_TOLERANCE_PX = 1.0
 _NUM_COLORS = 96
 _MAX_BARS = 25
@@ -132,7 +132,7 @@ class _Statistics:
     num_images: int = 0
     num_masks: int = 0
     errors: Counter[str] = field(default_factory=Counter)
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(_STAGES, 0.0))
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     seconds_per_image: Counter[int] = field(default_factory=Counter)
     masks_per_image: Counter[int] = field(default_factory=Counter)
     areas: Counter[int] = field(default_factory=Counter)
@@ -143,8 +143,8 @@ class _Statistics:
         """One image and its masks."""
         self.num_images += 1
         self.num_masks += len(masks)
-        seconds = {stage: row[f"seconds_{stage}"] or 0.0 for stage in _STAGES}
-        for stage in _STAGES:
+        seconds = {stage: row[f"seconds_{stage}"] or 0.0 for stage in STAGES}
+        for stage in STAGES:
             self.seconds[stage] += seconds[stage]
         if row["status"] != "ok":
             self.errors[row["error_kind"]] += 1
@@ -184,7 +184,7 @@ def _to_bars(counts: Counter[int], to_value: Any) -> list[list[float]]:
 
 def _measure_run(run: Run) -> _Statistics:
     statistics = _Statistics()
-    columns = ["image_id", "status", "error_kind", *(f"seconds_{stage}" for stage in _STAGES)]
+    columns = ["image_id", "status", "error_kind", *(f"seconds_{stage}" for stage in STAGES)]
     mask_columns = ["image_id", "area", "predicted_iou", "stability_score"]
     for row, masks in iterate_images(run, columns=columns, mask_columns=mask_columns):
         statistics.count(row, masks)
@@ -205,7 +205,7 @@ def _describe_run(run: Run, statistics: _Statistics, *, num_shown: int) -> dict[
         "num_masks": statistics.num_masks,
         "num_shown": num_shown,
         "errors": dict(sorted(statistics.errors.items(), key=lambda item: (-item[1], item[0]))),
-        "seconds_per_stage": {stage: round(statistics.seconds[stage] / labeled, 4) for stage in _STAGES},
+        "seconds_per_stage": {stage: round(statistics.seconds[stage] / labeled, 4) for stage in STAGES},
         **{key: report.get(key) for key in ("images_per_s", "masks_per_s", "num_workers", "seconds", "peak_memory_bytes")},
     }
 

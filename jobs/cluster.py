@@ -17,9 +17,10 @@ from ray.exceptions import RayError
 from ray.util.metrics import Counter
 
 from jobs.options import JobOptions
-from jobs.shards import STAGES, Tally
+from jobs.shards import Tally
 from labeler.errors import ClusterError, OptionsError
 from labeler.limits import count_usable_cpus, measure_free_memory
+from labeler.tables import STAGES
 
 _OBJECT_STORE_BYTES = 100 * 2**20  # Only events pass through it.
 _NUM_NAMED_NODES = 5

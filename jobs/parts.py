@@ -46,7 +46,7 @@ def write_plan(output: str, listing: Listing, *, images_per_shard: int, after: S
         columns = [ids[name] if name in ids else refs[name].combine_chunks() for name in tables.PLAN_SCHEMA.names]
         batch = pa.RecordBatch.from_arrays(columns, schema=tables.PLAN_SCHEMA)
         data = tables.encode_part([batch], table="plan", metadata={})
-        storage.write_bytes(storage.join(output, tables.part_name("plan", len(after) + number)), data)
+        storage.write_bytes(tables.locate_part(output, "plan", len(after) + number), data)
         yield PlanPart(
             first_shard=num_shards_before + number * shards_per_part,
             num_shards=-(-refs.num_rows // images_per_shard),

@@ -152,7 +152,7 @@ def freeze_run(
         skipped=dict(listing.skipped),
         fingerprint=fingerprint(spec.options, model_sha256=spec.model.sha256, prompts=identify(spec.prompts)),
         plan=parts,
-        plan_sha256=_hash_plan(parts),
+        plan_sha256=hash_plan(parts),
         prompts_plan=prompts.write(output, images_per_shard=images_per_shard, shards_of_parts=sizes) if prompts else None,
         tools=_read_tool_versions(),
     )
@@ -191,7 +191,7 @@ def extend_run(output: str, record: RunRecord, *, listing: Listing, check: Calla
             "num_images": sum(part.num_images for part in parts),
             "num_shards": sum(part.num_shards for part in parts),
             "plan": parts,
-            "plan_sha256": _hash_plan(parts),
+            "plan_sha256": hash_plan(parts),
             "extensions": (*record.extensions, extension),
         }
     )
@@ -320,7 +320,8 @@ def find_part(record: RunRecord, shard: int) -> int:
     return bisect.bisect_right(record.plan, shard, key=lambda part: part.first_shard) - 1
 
 
-def _hash_plan(parts: Iterable[PlanPart]) -> str:
+def hash_plan(parts: Iterable[PlanPart]) -> str:
+    """The sha256 (hex) of a plan, from those of its parts."""
     return hashlib.sha256("".join(part.sha256 for part in parts).encode()).hexdigest()
 
 
@@ -331,7 +332,7 @@ def _write_record(output: str, record: RunRecord) -> None:
 @functools.lru_cache(maxsize=2)
 def _read_plan_part(output: str, number: int, sha256: str) -> pa.Table:
     """A frozen part, so it may be kept: neighbouring shards are read from the same one."""
-    uri = storage.join(output, tables.part_name("plan", number))
+    uri = tables.locate_part(output, "plan", number)
     try:
         data = storage.read_bytes(uri)
     except (FileNotFoundError, PermissionError) as error:

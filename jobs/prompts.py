@@ -245,7 +245,7 @@ def read_shard_prompts(output: str, *, part: int, group: int) -> list[Prompt]:
         part: the number of the part of the plan that has the shard.
         group: the shard's place in it.
     """
-    uri = storage.join(output, tables.part_name("prompts_plan", part))
+    uri = tables.locate_part(output, "prompts_plan", part)
     rows = open_parquet(uri).read_row_group(group, use_threads=False)
     return [values_to_prompt(values) for values in rows.to_pylist()]
 
@@ -254,7 +254,7 @@ def _write_part(output: str, number: int, shards: Iterator[tuple[int, list[Promp
     """One part, a row group a shard; gives its sha256."""
     schema = tables.PROMPTS_PLAN_SCHEMA
     with ExitStack() as stack:
-        sink = stack.enter_context(storage.open_whole(storage.join(output, tables.part_name("prompts_plan", number))))
+        sink = stack.enter_context(storage.open_whole(tables.locate_part(output, "prompts_plan", number)))
         file = _HashedSink(sink)
         writer = stack.enter_context(pq.ParquetWriter(pa.PythonFile(file, mode="w"), schema, compression="zstd"))
         for shard, prompts in shards:

@@ -21,11 +21,12 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from jobs.events import ImageDone, ShardCommitted
 from jobs.plan import RunRecord
-from jobs.shards import STAGES, Tally
+from jobs.shards import Tally
 from jobs.tallies import READS_AT_ONCE, ShardSet, ShardTallies, describe_counted, map_ahead
 from labeler import storage, tables
 from labeler.errors import StorageError
 from labeler.retries import trying_once
+from labeler.tables import STAGES
 
 logger = logging.getLogger(__name__)
 

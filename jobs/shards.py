@@ -17,9 +17,7 @@ from labeler import storage, tables
 from labeler.errors import PartDamagedError, StorageError
 from labeler.prompt_rows import PromptRow, prompts_to_batch, values_to_row
 from labeler.retries import call_with_retries
-from labeler.tables import ImageRow
-
-STAGES = ("read", "decode", "encode", "predict", "post")
+from labeler.tables import STAGES, ImageRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +128,7 @@ def read_parts(output: str, shard: int) -> ShardParts | None:
 
 def _read_part(output: str, table: tables.TableName, shard: int) -> tuple[Any, str]:
     """A part as a table, and the sha256 of its bytes."""
-    data = storage.read_bytes(locate_part(output, table, shard))
+    data = storage.read_bytes(tables.locate_part(output, table, shard))
     return tables.decode_part(data, name=tables.part_name(table, shard)), hashlib.sha256(data).hexdigest()
 
 
@@ -197,13 +195,8 @@ def commit_shard(
         call_with_retries(try_once)
 
     try:
-        write(functools.partial(storage.delete, locate_part(output, "images", shard)))
+        write(functools.partial(storage.delete, tables.locate_part(output, "images", shard)))
         for table, data in parts.items():  # In this order: the images part is the commit mark.
-            write(functools.partial(storage.write_bytes, locate_part(output, table, shard), data))
+            write(functools.partial(storage.write_bytes, tables.locate_part(output, table, shard), data))
     except (FileNotFoundError, PermissionError) as error:
         raise StorageError(f"can't write to {output}: {error}") from error
-
-
-def locate_part(output: str, table: tables.TableName, number: int) -> str:
-    """Where a part is, or will be."""
-    return storage.join(output, tables.part_name(table, number))

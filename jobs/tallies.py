@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from jobs.shards import STAGES, Tally, tally_shard
+from jobs.shards import Tally, tally_shard
 from labeler.errors import StorageError
+from labeler.tables import STAGES
 
 READS_AT_ONCE = 16
 

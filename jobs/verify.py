@@ -20,9 +20,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.asking import read_prompts
-from jobs.plan import PlannedImage, RunRecord, read_shard
+from jobs.plan import PlannedImage, RunRecord, hash_plan, read_shard
 from jobs.reading import may_be_looked_at_again
-from jobs.shards import locate_part
 from jobs.tallies import map_ahead
 from jobs.verify_prompts import check_prompt_rows, check_prompts_plan
 from labeler import rle, storage, tables
@@ -99,13 +98,13 @@ def _find_faults(output: str, record: RunRecord, on_progress: Callable[[int], No
 
 def _check_plan(output: str, record: RunRecord) -> Iterator[str]:
     for number, part in enumerate(record.plan):
-        uri = locate_part(output, "plan", number)
+        uri = tables.locate_part(output, "plan", number)
         try:
             if hashlib.sha256(storage.read_bytes(uri)).hexdigest() != part.sha256:
                 yield f"{uri} is not the plan that run.json names"
         except FileNotFoundError:
             yield f"{uri} is missing"
-    if hashlib.sha256("".join(part.sha256 for part in record.plan).encode()).hexdigest() != record.plan_sha256:
+    if hash_plan(record.plan) != record.plan_sha256:
         yield "run.json contradicts itself: plan_sha256 is not that of its parts"
     if sum(part.num_images for part in record.plan) != record.num_images:
         yield "run.json contradicts itself: num_images is not that of its parts"
@@ -196,7 +195,7 @@ def _check_shard(output: str, record: RunRecord, shard: int) -> Iterator[str]:
     for table in _list_tables(record):
         name = tables.part_name(table, shard)
         try:
-            data = storage.read_bytes(locate_part(output, table, shard))
+            data = storage.read_bytes(tables.locate_part(output, table, shard))
             parts[table] = tables.decode_part(data, name=name)
         except FileNotFoundError:
             missing.append(name)

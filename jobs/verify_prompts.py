@@ -9,7 +9,7 @@ from typing import Any
 from jobs.asking import ShardPrompts
 from jobs.plan import RunRecord
 from jobs.prompts import hash_file
-from labeler import storage, tables
+from labeler import tables
 from labeler.errors import PROMPT_ERROR_KINDS
 from labeler.prompts import Prompt
 
@@ -19,7 +19,7 @@ def check_prompts_plan(output: str, record: RunRecord) -> Iterator[str]:
     if record.prompts_plan is None:
         return
     for number, sha256 in enumerate(record.prompts_plan.parts):
-        uri = storage.join(output, tables.part_name("prompts_plan", number))
+        uri = tables.locate_part(output, "prompts_plan", number)
         try:
             if hash_file(uri) != sha256:
                 yield f"{uri} is not the part of the prompts that run.json names"

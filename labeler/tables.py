@@ -26,6 +26,9 @@ SCHEMA_VERSION = 1
 
 TableName = Literal["plan", "masks", "images", "prompts_plan", "prompts"]
 
+STAGES = ("read", "decode", "encode", "predict", "post")
+"""What an image's time is spent in, in this order; of each the images table has a column ``seconds_``."""
+
 _BOX = pa.list_(pa.float64(), 4)
 
 MASKS_SCHEMA = pa.schema(
@@ -62,11 +65,7 @@ IMAGES_SCHEMA = pa.schema(
         ("error_message", pa.string()),
         ("warnings", pa.list_(pa.string())),
         ("num_masks", pa.int32()),
-        ("seconds_read", pa.float32()),
-        ("seconds_decode", pa.float32()),
-        ("seconds_encode", pa.float32()),
-        ("seconds_predict", pa.float32()),
-        ("seconds_post", pa.float32()),
+        *((f"seconds_{stage}", pa.float32()) for stage in STAGES),
     ]
 )
 
@@ -185,6 +184,11 @@ class ImageRow:
 def part_name(table: TableName, number: int) -> str:
     """The name of a part, relative to the run's folder: ``masks/part-0000012.parquet``."""
     return f"{table}/part-{number:07d}.parquet"
+
+
+def locate_part(output: str, table: TableName, number: int) -> str:
+    """Where a part of a run is, or will be."""
+    return storage.join(output, part_name(table, number))
 
 
 def parse_part_name(name: str) -> int | None:
@@ -311,7 +315,7 @@ def read_part(output: str, *, table: TableName, number: int, columns: Sequence[s
     """One part of a run. Raises StorageError where it can't be read, PartDamagedError where it is damaged, and
     FileNotFoundError where it is not.
     """
-    uri = storage.join(output, part_name(table, number))
+    uri = locate_part(output, table, number)
     return decode_part(storage.read_bytes(uri), name=uri, columns=columns)
 
 

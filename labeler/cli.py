@@ -43,7 +43,7 @@ _Points = Annotated[tuple[str, ...], Parameter(negative=(), metavar="X,Y", show_
 
 INT8_COST = (
     "Beside f32, 66 % of the masks were found again (IoU >= 0.9), 7 % more in number, and recall of human-made regions was "
-    "15.0 instead of 15.5 (the model tiny, 26 photos); measure yours: python -m benchmarks.precision, in the source tree"
+    "15.0 instead of 15.5 (an earlier tiny, 26 photos); measure yours: python -m benchmarks.precision, in the source tree"
 )
 """Said when such a model is made."""
 

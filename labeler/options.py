@@ -60,7 +60,7 @@ class MaskOptions(BaseModel):
 
     points: Points = "all"
     """'adaptive' asks a coarse part of the grid first and skips points well inside the masks that it found. Some things that
-    lie inside others are lost: on 26 photos with the model tiny it found 14.7 instead of 15.5 % of people's
+    lie inside others are lost: on 26 photos an earlier tiny found 14.7 instead of 15.5 % of people's
     regions (AR), 68 instead of 85 masks a photo, in about half the time."""
 
     point_grids: Annotated[tuple[_PointGrid, ...] | None, BeforeValidator(_read_point_grids)] = None

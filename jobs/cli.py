@@ -274,8 +274,7 @@ def _estimate(spec: RunSpec, *, output: str, job: JobOptions, retry_kinds: froze
     """The dry run, which writes nothing."""
     from jobs.estimate import estimate_job
 
-    errors = _read_standing(output)[2].errors if retry_kinds else {}
-    num_again = sum(errors.get(kind, 0) for kind in retry_kinds)
+    num_again = _read_standing(output)[2].count_errors(retry_kinds) if retry_kinds else 0
     if num_again:
         print(f"{num_again} failed images would be labeled again, of which nobody knows how long they take")
     _say("timing a few images ...")

@@ -58,7 +58,7 @@ def complete_run(
     progress, report = read_report(output, "progress.json"), read_report(output, "report.json") if committed else None
     before = read_tally(output, committed, progress=progress)
     todo = sorted((set(range(record.num_shards)) - committed) | set(redone))
-    num_again = sum(tally.errors.get(kind, 0) for tally in redone.values() for kind in retry_kinds)
+    num_again = before.count_errors(retry_kinds)
     if redone:
         storage.delete(storage.join(output, "progress.json"))  # It counts shards that are about to change.
         say(f"labeling {num_again} failed images of {len(redone)} shards again")

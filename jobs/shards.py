@@ -41,6 +41,10 @@ class Tally:
         """Images without masks for a reason."""
         return sum(self.errors.values())
 
+    def count_errors(self, kinds: Collection[str]) -> int:
+        """How many failed with an error of one of these kinds."""
+        return sum(self.errors.get(kind, 0) for kind in kinds)
+
     def __sub__(self, other: "Tally") -> "Tally":
         return Tally(
             num_images=self.num_images - other.num_images,

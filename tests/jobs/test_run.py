@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ import pandas as pd
 import pytest
 from fakes import (
     Cluster,
+    Crowd,
     find_workers,
     label_arguments,
     label_undisturbed,
@@ -264,24 +264,18 @@ def make_suspects(count: int) -> ShardLedger:
 
 def test_suspects_are_read_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
     """Between them the job shows how it stands and hears a signal; those that do not fit are done again, in order."""
-    now, most, lock = 0, 0, threading.Lock()
+    crowd = Crowd()
 
     def read(_output: str, shard: int) -> object | None:
-        nonlocal now, most
-        with lock:
-            now += 1
-            most = max(now, most)
-        time.sleep(0.02)
-        with lock:
-            now -= 1
-        return None if shard in (3, 70) else object()
+        with crowd:
+            return None if shard in (3, 70) else object()
 
     monkeypatch.setattr(jobs.run, "read_parts", read)
     ledger, watch, looks = make_suspects(100), Mock(), Mock()
     begin = time.monotonic()
     assert put_back_misfits(ledger, output="out", watch=watch, look_up=looks)
     assert time.monotonic() - begin < 1.5
-    assert 4 < most <= 16
+    assert 4 < crowd.most <= 16
     assert looks.call_count == 100
     assert [call.args for call in watch.forget_shard.call_args_list] == [(3,), (70,)]
     assert [ledger.take(), ledger.take(), ledger.take()] == [Assignment(3), Assignment(70), None]

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fakes import label_arguments, make_slow, start_jobs, wait_until
+from fakes import Crowd, label_arguments, make_slow, start_jobs, wait_until
 
 import jobs.report
 import jobs.run
@@ -155,22 +155,15 @@ def test_failures_are_read_many_at_a_time_and_in_order(
     label_here: LabelHere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A store answers one request in a hundredth of a second, and there may be a hundred thousand."""
-    output, lock, at_once, most = label_here(images_per_shard=1), threading.Lock(), 0, 0
-    read_bytes = storage.read_bytes
+    output, crowd, read_bytes = label_here(images_per_shard=1), Crowd(), storage.read_bytes
 
     def read_slowly(uri: str) -> bytes:
-        nonlocal at_once, most
-        with lock:
-            at_once += 1
-            most = max(most, at_once)
-        time.sleep(0.02)
-        with lock:
-            at_once -= 1
-        return read_bytes(uri)
+        with crowd:
+            return read_bytes(uri)
 
     monkeypatch.setattr(storage, "read_bytes", read_slowly)
     assert write_failures(str(output), range(12), tmp_path / "failed.csv") == 2
-    assert 4 < most <= 16
+    assert 4 < crowd.most <= 16
     with (tmp_path / "failed.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["error_kind"] for row in rows] == ["corrupt"] * 2

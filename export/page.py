@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from export.photos import choose_images, join_masks, read_small_photo
+from export.photos import choose_images, join_masks, read_small_photo, spread
 from export.polygons import trace_rings
 from labeler import rle, storage
 from labeler.draw import encode_jpeg, mask_color, sample_positions
 from labeler.errors import ImageError, OptionsError, StorageError
-from labeler.runs import Row, Run, iterate_images
+from labeler.runs import Row, Run, iterate_images, iterate_rows
 from labeler.tables import STAGES
 from labeler.types import Size, UInt8
 
@@ -30,6 +30,8 @@ MAX_IMAGES = 1000
 _OUTLINE_TOLERANCE_PX = 1.0
 _NUM_COLORS = 96
 _MAX_BARS = 25
+_MAX_MEASURED_SHARDS = 200
+"""Masks are measured in so many shards, spread evenly over the run: those of a million images are 50 GB to read."""
 _PICTURE_SIDES_PX = ((100, 960), (300, 640), (MAX_IMAGES, 448))
 """(images, side): the more images, the smaller their pictures, so that a page of the most stays below 100 MB."""
 
@@ -86,7 +88,7 @@ def export_page(run: Run, target: str, *, limit: int = MAX_IMAGES) -> PageReport
 
 def _describe_image(row: Row, masks: Sequence[Row], run: Run, *, side_px: int) -> tuple[dict[str, Any], bytes]:
     """What the page says of one image, and its picture; without one where it failed or can't be shown."""
-    name = storage.decode_name(row["file_name"]).encode("utf-8", "replace").decode()
+    name = storage.printable_name(row["file_name"])
     about: dict[str, Any] = {"id": row["image_id"], "name": name, "masks": []}
     if row["status"] != "ok":
         return {**about, "error": f"{row['error_kind']}: {row['error_message']}"}, b""
@@ -127,10 +129,11 @@ def _outline(mask: Row, *, picture_hw: Size) -> list[list[int]]:
 
 @dataclass(slots=True)
 class _Statistics:
-    """Counts over all committed images, not only the sample's."""
+    """Counts over all committed images, not only those that are shown; masks are measured in ``num_measured`` of them."""
 
     num_images: int = 0
     num_masks: int = 0
+    num_measured: int = 0
     errors: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     seconds_per_image: Counter[int] = field(default_factory=Counter)
@@ -139,18 +142,22 @@ class _Statistics:
     ious: Counter[int] = field(default_factory=Counter)
     stabilities: Counter[int] = field(default_factory=Counter)
 
-    def count(self, row: Row, masks: Sequence[Row]) -> None:
-        """One image and its masks."""
+    def count_image(self, row: Row, *, num_masks: int) -> None:
+        """One image and how many masks it has."""
         self.num_images += 1
-        self.num_masks += len(masks)
+        self.num_masks += num_masks
         seconds = {stage: row[f"seconds_{stage}"] or 0.0 for stage in STAGES}
         for stage in STAGES:
             self.seconds[stage] += seconds[stage]
         if row["status"] != "ok":
             self.errors[row["error_kind"]] += 1
             return
-        self.masks_per_image[len(masks)] += 1
+        self.masks_per_image[num_masks] += 1
         self.seconds_per_image[math.floor(sum(seconds.values()) * 100)] += 1
+
+    def measure_masks(self, masks: Sequence[Row]) -> None:
+        """One image's masks."""
+        self.num_measured += 1
         for mask in masks:
             self.areas[int(math.log2(mask["area"]))] += 1
             self.ious[math.floor(mask["predicted_iou"] * 50)] += 1
@@ -184,10 +191,14 @@ def _to_bars(counts: Counter[int], to_value: Any) -> list[list[float]]:
 
 def _measure_run(run: Run) -> _Statistics:
     statistics = _Statistics()
-    columns = ["image_id", "status", "error_kind", *(f"seconds_{stage}" for stage in STAGES)]
+    columns = ["image_id", "status", "error_kind", "num_masks", *(f"seconds_{stage}" for stage in STAGES)]
+    for row in iterate_rows(run, table="images", columns=columns):
+        num_added = run.reviews.num_added.get(row["image_id"], 0)
+        statistics.count_image(row, num_masks=(row["num_masks"] or 0) + num_added)
     mask_columns = ["image_id", "area", "predicted_iou", "stability_score"]
-    for row, masks in iterate_images(run, columns=columns, mask_columns=mask_columns):
-        statistics.count(row, masks)
+    shards = spread(run.shards, _MAX_MEASURED_SHARDS)
+    for _, masks in iterate_images(run, columns=["image_id"], mask_columns=mask_columns, shards=shards):
+        statistics.measure_masks(masks)
     return statistics
 
 
@@ -204,6 +215,7 @@ def _describe_run(run: Run, statistics: _Statistics, *, num_shown: int) -> dict[
         "num_failed": num_failed,
         "num_masks": statistics.num_masks,
         "num_shown": num_shown,
+        "num_measured": statistics.num_measured,
         "errors": dict(sorted(statistics.errors.items(), key=lambda item: (-item[1], item[0]))),
         "seconds_per_stage": {stage: round(statistics.seconds[stage] / labeled, 4) for stage in STAGES},
         **{key: report.get(key) for key in ("images_per_s", "masks_per_s", "num_workers", "seconds", "peak_memory_bytes")},

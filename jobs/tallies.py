@@ -4,20 +4,16 @@ Must not know who labels. ``progress.json`` names the shards that its counts inc
 committed shards are read. A shard that is about to be made again is taken out of them first.
 """
 
-from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
 from jobs.shards import Tally, tally_shard
+from labeler.ahead import READS_AT_ONCE
 from labeler.errors import StorageError
 from labeler.tables import STAGES
-
-READS_AT_ONCE = 16
-
-T = TypeVar("T")
 
 
 class ShardSet:
@@ -142,21 +138,6 @@ def find_failed_shards(output: str, shards: Collection[int], *, kinds: Collectio
     with ThreadPoolExecutor(READS_AT_ONCE) as pool:
         tallies = pool.map(lambda shard: (shard, tally_shard(output, shard)), sorted(shards))
         return {shard: tally for shard, tally in tallies if set(tally.errors) & set(kinds)}
-
-
-def map_ahead(pool: Executor, function: Callable[[int], T], numbers: Iterable[int], *, num_ahead: int) -> Iterator[T]:
-    """Like ``pool.map``, in order, but no more than ``num_ahead`` calls are made before their result is asked for."""
-    calls: deque[Future[T]] = deque()
-    try:
-        for number in numbers:
-            if len(calls) == num_ahead:
-                yield calls.popleft().result()
-            calls.append(pool.submit(function, number))
-        while calls:
-            yield calls.popleft().result()
-    finally:
-        for call in calls:
-            call.cancel()
 
 
 def _read_counted(progress: Mapping[str, Any] | None) -> tuple[set[int], Tally]:

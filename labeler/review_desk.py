@@ -15,7 +15,7 @@ import numpy as np
 from labeler import rle, tables
 from labeler.errors import OptionsError
 from labeler.reviews import Decision, MaskKey, ReviewedMask, Row, Verdict, new_drawn_id, read_reviews, write_decision
-from labeler.runs import Run, iterate_images, iterate_rows
+from labeler.runs import Run, iterate_images, iterate_parts, iterate_rows
 from labeler.types import MaskSet, Size, UInt32
 
 Order = Literal["as in the run", "most masks", "fewest masks", "lowest score", "failures first"]
@@ -51,7 +51,7 @@ class ReviewDesk:
         self.run = run
         self._lock = threading.Lock()
         self._reviews = run.reviews
-        shards = [(s, row) for s in run.shards for row in iterate_rows(run, table="images", columns=_IMAGE_COLUMNS, shards=[s])]
+        shards = [(s, row) for s, rows in iterate_parts(run, table="images", columns=_IMAGE_COLUMNS) for row in rows]
         self.images = tuple(RunImage(place, shard, row) for place, (shard, row) in enumerate(shards))
         if not self.images:
             raise OptionsError(f"{run.output} has no committed images to show")

@@ -1,10 +1,11 @@
 """A run's folder, read shard by shard: what was frozen, which shards are committed, the rows of a table, the photos.
 
-Must not know any format: rows leave as plain dictionaries. Holds one part of one table in memory at a time. What people
+Must not know any format: rows leave as plain dictionaries. Holds few parts in memory: those that are read ahead. What people
 decided about the masks (``labeler.reviews``) is applied here, where images meet their masks, for all who read a run.
 """
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from labeler import storage, tables
+from labeler.ahead import READS_AT_ONCE, map_ahead
 from labeler.errors import ImageError, OptionsError, StorageError
 from labeler.images import decode_image
 from labeler.options import MaskOptions
@@ -24,6 +26,9 @@ Row = dict[str, Any]
 
 _ROWS_AT_A_TIME = 1024
 """Rows that are Python objects at once; a part's others stay Arrow's columns, ten times smaller."""
+
+_MASKS_PARTS_AHEAD = 2
+"""A part of masks takes some ten megabytes, those of other tables a tenth."""
 
 
 class _ModelRecord(BaseModel):
@@ -62,6 +67,7 @@ class _RunRecord(BaseModel):
     options: MaskOptions
     model: _ModelRecord
     plan_sha256: str = ""
+    fingerprint: str = ""
     prompts_plan: PromptsRecord | None = None
 
 
@@ -76,6 +82,7 @@ class Run:
         options: the mask options it was frozen with.
         model_type, model_sha256: the model it was frozen with.
         plan_sha256: the hash of the images that were planned.
+        fingerprint: the hash of all that decides masks but the images: model, options, prompts.
         num_images, num_shards: what was planned.
         shards: the committed shards, in order; only these count.
         prompts: what it was given, where its masks are those of prompts.
@@ -89,6 +96,7 @@ class Run:
     model_type: str
     model_sha256: str
     plan_sha256: str
+    fingerprint: str
     num_images: int
     num_shards: int
     shards: tuple[int, ...]
@@ -130,6 +138,7 @@ def read_run(output: str, *, ignore_review: bool = False) -> Run:
         model_type=record.model.model_type,
         model_sha256=record.model.sha256,
         plan_sha256=record.plan_sha256,
+        fingerprint=record.fingerprint,
         num_images=record.num_images,
         num_shards=record.num_shards,
         shards=tuple(sorted(tables.list_committed_shards(output))),
@@ -151,13 +160,30 @@ def iterate_rows(
     Raises:
         StorageError: a part can't be read, is damaged or vanished while it was to be read.
     """
-    for shard in run.shards if shards is None else shards:
+    for _, rows in iterate_parts(run, table=table, columns=columns, shards=shards):
+        yield from rows
+
+
+def iterate_parts(
+    run: Run, *, table: tables.TableName, columns: Sequence[str], shards: Sequence[int] | None = None
+) -> Iterator[tuple[int, Iterator[Row]]]:
+    """The committed shards or these, in order, each with the rows of its part. Meanwhile the next parts are read.
+
+    Raises:
+        StorageError: as ``iterate_rows``.
+    """
+    shards = run.shards if shards is None else shards
+
+    def read(shard: int) -> Any:
         try:
-            rows = tables.read_part(run.output, table=table, number=shard, columns=columns)
+            return tables.read_part(run.output, table=table, number=shard, columns=columns)
         except (FileNotFoundError, PermissionError) as error:
             raise StorageError(f"{run.output}/{tables.part_name(table, shard)} can't be read: {error}") from error
-        for batch in rows.to_batches(max_chunksize=_ROWS_AT_A_TIME):
-            yield from batch.to_pylist()
+
+    num_ahead = _MASKS_PARTS_AHEAD if table == "masks" else READS_AT_ONCE
+    with ThreadPoolExecutor(num_ahead) as pool:
+        for shard, part in zip(shards, map_ahead(pool, read, shards, num_ahead=num_ahead), strict=True):
+            yield shard, (row for batch in part.to_batches(max_chunksize=_ROWS_AT_A_TIME) for row in batch.to_pylist())
 
 
 def iterate_images(
@@ -165,7 +191,7 @@ def iterate_images(
 ) -> Iterator[tuple[Row, list[Row]]]:
     """Every image with its masks as they stand after the review, in order of image_id, of all committed shards or of these.
 
-    Both lists of columns hold ``image_id``. One part of each table is in memory, and one image's masks as rows.
+    Both lists of columns hold ``image_id``. One image's masks are rows at a time.
 
     Raises:
         OptionsError: the review is about other images.
@@ -173,10 +199,12 @@ def iterate_images(
     """
     read = list(dict.fromkeys([*mask_columns, "mask_id"]))
     columns = list(dict.fromkeys([*columns, "file_name"]))
-    for shard in run.shards if shards is None else shards:
-        masks = groupby(iterate_rows(run, table="masks", columns=read, shards=[shard]), lambda row: row["image_id"])
+    images_parts = iterate_parts(run, table="images", columns=columns, shards=shards)
+    masks_parts = iterate_parts(run, table="masks", columns=read, shards=shards)
+    for (shard, images), (_, masks_of_all) in zip(images_parts, masks_parts, strict=True):
+        masks = groupby(masks_of_all, lambda row: row["image_id"])
         image_id, group = next(masks, (None, iter(())))
-        for row in iterate_rows(run, table="images", columns=columns, shards=[shard]):
+        for row in images:
             rows: list[Row] = []
             if row["image_id"] == image_id:
                 rows = list(group)
@@ -196,6 +224,8 @@ def read_photo(row: Row, run: Run) -> Image:
     """
     try:
         data = read_picture(row["uri"], image_column=run.image_column)
+    except OptionsError as error:  # An archive or a table that is none any more.
+        raise ImageError("corrupt", str(error)) from error
     except FileNotFoundError as error:
         raise ImageError("missing", "it is not there any more") from error
     except PermissionError as error:

@@ -1,5 +1,6 @@
 """The page, in a browser without a network: a chromium of the system's (apt-get install chromium) or playwright's own."""
 
+import json
 import re
 from collections.abc import Iterator
 from functools import partial
@@ -162,6 +163,23 @@ def test_the_same_run_gives_the_same_page(make_run: Any, random_masks: Any, tmp_
     assert pages[0] == pages[1]
     assert b'"num_masks":12' in pages[0]
     assert b"http://" not in pages[0].replace(b"http://www.w3.org/2000/svg", b"")
+
+
+def test_masks_of_many_shards_are_measured_in_some(
+    make_run: Any, random_masks: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counts are the whole run's; the page says of how many images the others are."""
+    monkeypatch.setattr("export.page._MAX_MEASURED_SHARDS", 2)
+    run = read_run(str(make_run([(f"{i}.png", HW, random_masks(HW, 3, seed=i)) for i in range(6)], per_shard=1)))
+    export_page(run, str(tmp_path / "look"), limit=4)
+    written = re.search(r'id="data">(.+?)</script>', (tmp_path / "look" / "index.html").read_text())
+    assert written is not None
+    data = json.loads(written[1])
+    assert (data["run"]["num_done"], data["run"]["num_masks"], data["run"]["num_measured"]) == (6, 18, 2)
+    measured = {plot["title"]: sum(bar[2] for bar in plot["bars"]) for plot in data["histograms"]}
+    assert measured == {
+        "seconds an image": 6, "masks an image": 6, "mask area, pixels": 6, "predicted IoU": 6, "stability score": 6,
+    }  # fmt: skip
 
 
 def test_a_mask_too_small_for_the_picture_shows_where_it_is(make_run: Any, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -271,14 +272,12 @@ def _copy_photos(images: str, *, folder: Path) -> list[Path]:
     if not storage.is_folder(root):
         raise OptionsError(f"--images: there is no folder {images}")
     uris = sorted(file.uri for file in storage.list_files(root))
-    copied: list[Path] = []
-    for offset in range(max(1, len(uris) // MAX_PHOTOS)):
-        for uri in uris[offset :: max(1, len(uris) // MAX_PHOTOS)]:
-            if len(copied) < MAX_PHOTOS and (data := _read_photo(uri)) is not None:
-                copied.append(folder / f"photo{len(copied)}")
-                copied[-1].write_bytes(data)
-        if copied:
-            return copied
+    step = max(1, len(uris) // MAX_PHOTOS)
+    spread = (uri for offset in range(step) for uri in uris[offset::step])
+    photos = islice(filter(None, map(_read_photo, spread)), MAX_PHOTOS)
+    copied = [folder / f"photo{number}" for number, data in enumerate(photos) if (folder / f"photo{number}").write_bytes(data)]
+    if copied:
+        return copied
     raise OptionsError(f"--images: none of the {len(uris)} files in {images} is an image that can be read")
 
 

@@ -6,24 +6,22 @@ to another worker only when the one that had it is known to be dead, or has lost
 
 import contextlib
 import logging
-import math
 import os
 import signal
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
 
-from jobs.cluster import count_places, describe_nodes, find_large_nodes, find_node, measure_largest_node, name_node
+from jobs.actors import Ghost, NodeLabeler, Task, Worker
+from jobs.cluster import count_places, describe_nodes, find_large_nodes, find_node, name_node
 from jobs.events import WorkerInfo
-from jobs.lease import LeaseHolder, LeaseLostError, Permit, ProcessName, is_process_alive
-from jobs.ledger import Assignment, ShardLedger
+from jobs.lease import LeaseHolder, LeaseLostError, Permit, is_process_alive
+from jobs.ledger import ShardLedger
 from jobs.options import JobOptions
-from jobs.worker import ShardLabeler
-from labeler import storage
+from jobs.worker_memory import WorkerMemory
 from labeler.errors import LabelerError, ModelError, StorageError
 from labeler.stores import get_store_options
 
@@ -33,123 +31,14 @@ _POLL_S = 0.5
 _SECONDS_BETWEEN_COUNTS = 2.0
 
 LATE_WRITE_S = 20.0
-"""How long a write may take that a worker began while it still had the right to. By then Ray also knows that a machine is
-gone whose end killed the worker."""
+"""How long a write may take that a worker began while it still had the right to. By then Ray also knows whether the worker
+died with its machine."""
 
 LOSS_KNOWN_S = 65.0
-"""How long Ray may not notice that a machine is gone which has fallen silent: five health checks of 13 s. Its images seem
-to hang."""
+"""How long Ray may take to notice that a silent machine is gone: five health checks of 13 s. Until then its images seem to
+hang."""
 
-_MEMORY_BESIDE_WEIGHTS_BYTES = 500 * 2**20
-_MEMORY_MARGIN = 1.2
-_NUM_PEAKS = 100
-_USUAL_SHARE = 0.9  # Of the peaks: those above may be odd images'.
 _NODE_LABEL = "ray.io/node-id"
-
-
-class NodeLabeler(ShardLabeler):
-    """A worker that also knows on which node of the cluster it is."""
-
-    def find_node(self) -> str:
-        """The cluster's name of this machine."""
-        return str(ray.get_runtime_context().get_node_id())
-
-    def load(self) -> WorkerInfo:
-        """See ``ShardLabeler``."""
-        return replace(super().load(), node=self.find_node())
-
-
-@dataclass(slots=True)
-class Task:
-    """A shard in the hands of a worker.
-
-    Attributes:
-        assignment: which, and how.
-        events: what the worker tells about it, a Ray generator.
-        in_work: images announced and not done, oldest first: the first is labeled, the next is being read.
-        since_s: since when the first is labeled, not read, on the monotonic clock.
-        hung_image: the image for which the worker was killed.
-        is_committed: what comes next is the end of the stream, or of the worker.
-    """
-
-    assignment: Assignment
-    events: Any
-    in_work: list[int] = field(default_factory=list)
-    since_s: float = 0.0
-    hung_image: int | None = None
-    is_committed: bool = False
-
-    def is_overdue(self, limit_s: float) -> bool:
-        """Whether, by what it has told, it is at one image for longer than this."""
-        return bool(self.in_work) and self.hung_image is None and time.monotonic() > self.since_s + limit_s
-
-
-@dataclass(slots=True, eq=False)
-class Worker:
-    """One actor: first it loads its model, then it has one task at a time.
-
-    Attributes:
-        without: the nodes on which it may not be.
-        missing: set where it does not answer and Ray does not know yet whether it is dead: what asks it for a sign of life.
-    """
-
-    actor: Any
-    loading: Any
-    without: frozenset[str] = frozenset()
-    info: WorkerInfo | None = None
-    task: Task | None = None
-    missing: Any = None
-    ask_at_s: float = 0.0
-
-    def become_ready(self, info: WorkerInfo) -> None:
-        """Its model is loaded."""
-        self.info = info
-        logger.info("worker ready: %s, %d MiB", self, info.peak_memory_bytes >> 20)
-
-    def is_idle(self) -> bool:
-        """Whether it could take a shard now."""
-        return self.info is not None and self.task is None and self.missing is None
-
-    def ask_again(self) -> None:
-        """It did not answer: ask for a sign of life, a second from now."""
-        self.missing = self.actor.__ray_ready__.remote()
-        self.ask_at_s = time.monotonic() + 1
-
-    def get_news_source(self) -> Any:
-        """What tells about it next, for ``ray.wait``; None where it is idle."""
-        if self.missing is not None:
-            return self.missing if time.monotonic() >= self.ask_at_s else None
-        if self.task is not None:
-            return self.task.events
-        return self.loading if self.info is None else None
-
-    def __str__(self) -> str:
-        return f"pid {self.info.pid} on {self.info.host}" if self.info else "still loading"
-
-
-@dataclass(slots=True, eq=False)
-class Ghost:
-    """A worker that is gone for Ray, but may still write: what waits for its end, or for its right to write to lapse.
-
-    Attributes:
-        attempt: what it has the right to write.
-        patience_s: how long a write may go on once that right is taken from it.
-        is_here: its end can be seen from here.
-        lapses_s: where it can't: when another may have its shard; None before it was written off.
-    """
-
-    process: ProcessName
-    attempt: int
-    patience_s: float
-    is_here: bool
-    then: Callable[[], None]
-    lapses_s: float | None = None
-
-    def is_gone(self) -> bool:
-        """Whether another may have its shard."""
-        if self.is_here:
-            return not is_process_alive(self.process)
-        return self.lapses_s is not None and time.monotonic() >= self.lapses_s
 
 
 class Crew:
@@ -161,6 +50,9 @@ class Crew:
         engine: see ``jobs.worker``.
         lease: the right to write to the folder, of which each worker gets a part.
         memory_bytes: what a worker is expected to need, until the first ones were seen to need more.
+
+    Attributes:
+        memory: what it is now.
     """
 
     def __init__(self, output: str, *, options: JobOptions, engine: str, lease: LeaseHolder, memory_bytes: int) -> None:
@@ -168,8 +60,7 @@ class Crew:
         self._options = options
         self._engine = engine
         self._lease = lease
-        self._guess_bytes = self._least_bytes = self._memory_bytes = memory_bytes
-        self._peaks_bytes: deque[int] = deque(maxlen=_NUM_PEAKS)
+        self.memory = WorkerMemory(memory_bytes)
         self._actor_class: Any = ray.remote(NodeLabeler)
         self._workers: list[Worker] = []
         self._ghosts: list[Ghost] = []
@@ -203,9 +94,9 @@ class Crew:
             living = find_large_nodes(cpus=0)
             self._left_out = Counter({node: n for node, n in self._left_out.items() if node is None or node in living})
         cpus, without = self._options.cpus_per_worker, self._nodes_left_out
-        self._num_places = self._num_places_guessed = count_places(cpus=cpus, memory_bytes=self._memory_bytes, without=without)
-        if self._memory_bytes > self._guess_bytes:
-            self._num_places_guessed = count_places(cpus=cpus, memory_bytes=self._guess_bytes, without=without)
+        self._num_places = self._num_places_guessed = count_places(cpus=cpus, memory_bytes=self.memory.bytes, without=without)
+        if self.memory.bytes > self.memory.guess_bytes:
+            self._num_places_guessed = count_places(cpus=cpus, memory_bytes=self.memory.guess_bytes, without=without)
         self._count_at_s = time.monotonic() + _SECONDS_BETWEEN_COUNTS
 
     @property
@@ -230,7 +121,7 @@ class Crew:
             without = ",".join(sorted(self._nodes_left_out))
             actor_class = self._actor_class.options(
                 num_cpus=self._options.cpus_per_worker,
-                memory=self._memory_bytes,
+                memory=self.memory.bytes,
                 max_restarts=0,
                 scheduling_strategy="SPREAD",
                 label_selector={_NODE_LABEL: f"!in({without})"} if without else None,
@@ -261,7 +152,7 @@ class Crew:
             return
         text = (
             f"no node has room for a worker, which takes {self._options.cpus_per_worker} CPUs and "
-            f"{self._memory_bytes / 2**30:.1f} GiB; nodes: {describe_nodes()}; waiting for a larger one"
+            f"{self.memory.bytes / 2**30:.1f} GiB; nodes: {describe_nodes()}; waiting for a larger one"
         )
         if text != self._said:
             say(text)
@@ -273,7 +164,7 @@ class Crew:
             return
         if self.count_wanted() < self._num_places_guessed:
             say(
-                f"workers were seen to need {self._memory_bytes / 2**30:.1f} GiB each, so the nodes have room for "
+                f"workers were seen to need {self.memory.bytes / 2**30:.1f} GiB each, so the nodes have room for "
                 f"{self._num_places}, not {self._num_places_guessed}; a larger --cpus-per-worker uses the CPUs that are left"
             )
             self._is_memory_said = True
@@ -283,27 +174,12 @@ class Crew:
         worker.become_ready(info)
         for node in (info.node, None):
             del self._deaths_while_loading[node]
-        self._least_bytes = max(self._least_bytes, self._add_margin(info.peak_memory_bytes))
-        self._memory_bytes = max(self._memory_bytes, self._least_bytes)
+        self.memory.learn_loaded(info.peak_memory_bytes)
 
     def count_commit(self, peak_bytes: int) -> None:
         """A shard is committed, so the store works; its worker was seen to need so much memory so far."""
         self._faulty_nodes.clear()
-        self.learn_memory(peak_bytes)
-
-    def learn_memory(self, peak_bytes: int) -> None:
-        """A worker was seen to need so much: those hired from now on ask for what most of the last ones needed.
-
-        Not for what the neediest did: one odd image would cost the run a part of its workers.
-        """
-        self._peaks_bytes.append(peak_bytes)
-        usual_bytes = sorted(self._peaks_bytes)[math.ceil(_USUAL_SHARE * len(self._peaks_bytes)) - 1]
-        self._memory_bytes = max(self._least_bytes, self._add_margin(usual_bytes))
-
-    def _add_margin(self, peak_bytes: int) -> int:
-        """Some more than was needed, where a node has it."""
-        wanted_bytes = int(peak_bytes * _MEMORY_MARGIN)
-        return wanted_bytes if wanted_bytes <= self._memory_bytes else min(wanted_bytes, measure_largest_node())
+        self.memory.learn(peak_bytes)
 
     def hand_out(self, ledger: ShardLedger) -> None:
         """A shard for every idle worker. None is queued behind another: asking for the next takes milliseconds."""
@@ -451,14 +327,3 @@ class Crew:
         for worker in self._workers:
             ray.kill(worker.actor)
         self._workers.clear()
-
-
-def estimate_worker_memory(output: str) -> int:
-    """Bytes a worker of this run will need, guessed from its model's weights, until one has been seen at work.
-
-    Measured on small models a worker takes half a GiB beside its weights; those are held twice while they are compiled,
-    and again in f32 where they are stored in 16 bits.
-    """
-    files = storage.list_files(storage.join(output, "model"))
-    weights_bytes = sum(file.size_bytes or 0 for file in files if file.path.endswith(".bin"))
-    return _MEMORY_BESIDE_WEIGHTS_BYTES + 4 * weights_bytes

@@ -255,13 +255,24 @@ def name_process() -> ProcessName:
 
 
 def is_process_alive(name: ProcessName) -> bool | None:
-    """Whether a process lives; None where it is, or may be, on another machine."""
+    """Whether a process lives; None where it is, or may be, on another machine, or hidden as another user's."""
     if name.machine != _name_machine() or not name.started:
         return None
     try:
         return _read_start(str(name.pid)) == name.started
     except OSError:
-        return False
+        return None if _is_hidden(name.pid) else False
+
+
+def _is_hidden(pid: int) -> bool:
+    """Whether a process of another user has that number, though /proc may not show it (hidepid)."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def _name_machine() -> str:

@@ -15,15 +15,17 @@ from concurrent.futures import ThreadPoolExecutor
 import ray
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
+from jobs.actors import Task, Worker
 from jobs.cluster import RunMetrics, connect_to_cluster, find_node, is_node_alive
-from jobs.crew import Crew, Task, Worker, estimate_worker_memory
+from jobs.crew import Crew
 from jobs.events import ImageAwaited, ImageDone, ImageStarted, ShardCommitted
 from jobs.lease import LeaseHolder
 from jobs.ledger import ShardLedger
 from jobs.options import JobOptions
 from jobs.report import Watch
 from jobs.shards import read_parts
-from jobs.tallies import READS_AT_ONCE, map_ahead
+from jobs.worker_memory import estimate_worker_memory
+from labeler.ahead import READS_AT_ONCE, map_ahead
 from labeler.errors import ImageError
 from labeler.limits import count_usable_cpus
 

@@ -9,7 +9,7 @@ import functools
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 from jobs.lease import Permit, check_permit
@@ -66,28 +66,25 @@ class Tally:
 
 def tally_rows(rows: Sequence[ImageRow], prompts: Sequence[PromptRow] = ()) -> Tally:
     """The tally of some rows of the images table, and of the prompts table."""
-    return Tally(
-        num_images=len(rows),
-        num_masks=sum(row.num_masks for row in rows),
-        errors=dict(Counter(row.error_kind for row in rows if row.error_kind is not None)),
-        prompts=dict(Counter(row.error_kind or "ok" for row in prompts)),
-        stage_seconds=tuple(sum(getattr(row, f"seconds_{stage}") or 0.0 for row in rows) for stage in STAGES),
-    )
+    return _tally([asdict(row) for row in rows], [row.error_kind for row in prompts])
 
 
 def tally_shard(output: str, shard: int) -> Tally:
     """The tally of a committed shard, read from its images part and, where it has one, its prompts part."""
     columns = ["num_masks", "error_kind", *(f"seconds_{stage}" for stage in STAGES)]
-    images = tables.read_part(output, table="images", number=shard, columns=columns)
-    rows, kinds = images.to_pylist(), []
+    images, prompt_kinds = tables.read_part(output, table="images", number=shard, columns=columns), []
     if tables.PROMPTS_SHA256 in tables.read_metadata(images):
         prompts = tables.read_part(output, table="prompts", number=shard, columns=["error_kind"])
-        kinds = prompts["error_kind"].to_pylist()
+        prompt_kinds = prompts["error_kind"].to_pylist()
+    return _tally(images.to_pylist(), prompt_kinds)
+
+
+def _tally(rows: Sequence[Mapping[str, Any]], prompt_kinds: Sequence[str | None]) -> Tally:
     return Tally(
         num_images=len(rows),
         num_masks=sum(row["num_masks"] for row in rows),
         errors=dict(Counter(row["error_kind"] for row in rows if row["error_kind"] is not None)),
-        prompts=dict(Counter(kind or "ok" for kind in kinds)),
+        prompts=dict(Counter(kind or "ok" for kind in prompt_kinds)),
         stage_seconds=tuple(sum(row[f"seconds_{stage}"] or 0.0 for row in rows) for stage in STAGES),
     )
 

@@ -22,14 +22,14 @@ from typing import Any
 from jobs.asking import read_prompts
 from jobs.plan import PlannedImage, RunRecord, hash_plan, read_shard
 from jobs.reading import may_be_looked_at_again
-from jobs.tallies import map_ahead
 from jobs.verify_prompts import check_prompt_rows, check_prompts_plan
 from labeler import rle, storage, tables
+from labeler.ahead import map_ahead
 from labeler.errors import ERROR_KINDS, LabelerError, ModelError, PartDamagedError, StorageError
 from labeler.limits import count_usable_cpus
 from labeler.model_folder import model_sha256, read_model_info
 from labeler.models import find_model
-from labeler.retries import TRIES_OF_A_MINUTE, use_retries
+from labeler.retries import RETRIES_OF_A_MINUTE, use_retries
 from labeler.stores import StoreOptions, get_store_options, use_store_options
 
 _TABLES: tuple[tables.TableName, ...] = ("plan", "masks", "images")
@@ -161,8 +161,8 @@ def _check_shards(output: str, record: RunRecord) -> Iterator[list[str]]:
 
 
 def _begin_forkserver() -> None:
-    """The process that begins the others: it has no threads, whose locks they would inherit. From it they have that a
-    terminal's Ctrl-C, which is sent to all, means nothing to them: the command answers it. To be called in the main thread.
+    """Start the process that forks the others: it has no threads whose locks they would inherit, and ignores Ctrl-C, as they
+    then do, for the command answers it. To be called in the main thread.
     """
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -182,7 +182,7 @@ def _begin_process(options: StoreOptions) -> None:
 
     threading.Thread(target=follow, daemon=True).start()
     use_store_options(options)
-    use_retries(TRIES_OF_A_MINUTE)
+    use_retries(RETRIES_OF_A_MINUTE)
 
 
 def _list_shard_faults(output: str, record: RunRecord, shard: int) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jobs.crew
-from jobs.crew import NodeLabeler
+from jobs.actors import NodeLabeler
 from jobs.events import Event, ImageDone, ShardCommitted
 from jobs.labeling import ImageBytes, ImageLabeler
 from jobs.refs import ImageRef

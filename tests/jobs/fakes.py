@@ -7,7 +7,6 @@ import secrets
 import subprocess
 import sys
 import tarfile
-import threading
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -34,24 +33,6 @@ PATHS = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(HERE)]), "COLUMNS": "200"
 
 QUICK = ("--points-per-side", "3", "--stability-score-thresh", "0.5", "--cpus-per-worker", "1")
 """Options under which the fake engine's discs survive and an image takes milliseconds."""
-
-
-class Crowd:
-    """How many threads were in ``with crowd`` at once: ``most``. Each stays a fiftieth of a second."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._now = self.most = 0
-
-    def __enter__(self) -> None:
-        with self._lock:
-            self._now += 1
-            self.most = max(self._now, self.most)
-        time.sleep(0.02)
-
-    def __exit__(self, *_error: object) -> None:
-        with self._lock:
-            self._now -= 1
 
 
 def make_model(folder: Path, *, content: str) -> Path:

@@ -13,9 +13,9 @@ from unittest.mock import Mock
 import fake_engine
 import pandas as pd
 import pytest
+from crowd import Crowd
 from fakes import (
     Cluster,
-    Crowd,
     find_workers,
     label_arguments,
     label_undisturbed,
@@ -28,9 +28,10 @@ from fakes import (
 )
 
 import jobs.run
-from jobs.crew import Task
+from jobs.actors import Task
 from jobs.ledger import Assignment, ShardLedger
 from jobs.run import charge_death, put_back_misfits
+from labeler.ahead import READS_AT_ONCE
 
 RunJobs = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -79,12 +80,13 @@ def test_the_number_of_workers_changes_no_byte(
     assert read_masks(tmp_path / "by1") == read_masks(tmp_path / "by2")
 
 
-def test_a_driver_killed_and_started_again(cluster: object, run_jobs: RunJobs, model_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the workers in /proc")
+def test_a_driver_killed_and_started_again(cluster: Cluster, run_jobs: RunJobs, model_folder: Path, tmp_path: Path) -> None:
     """kill -9 in the middle: the rerun keeps what is committed, does the rest, and the masks are an undisturbed run's.
 
     Before the rerun, ``status`` counts what is done and ``verify`` says that the run is not finished.
     """
-    slow = make_slow(tmp_path / "slow")
+    slow = make_slow(tmp_path / "slow", count=24)
     more = ("--workers", 2, "--images-per-shard", 2)
     driver = start_jobs(*label_arguments(slow, tmp_path / "out", model_folder, *more), cwd=tmp_path)
     images = tmp_path / "out" / "images"
@@ -92,11 +94,11 @@ def test_a_driver_killed_and_started_again(cluster: object, run_jobs: RunJobs, m
     driver.kill()
     driver.communicate()
     committed_at = first_part.stat().st_mtime_ns
-    time.sleep(1)
-    if len(list(images.glob("part-*"))) < 4:
-        unfinished = run_jobs("verify", tmp_path / "out")
-        assert (unfinished.returncode, "not finished" in unfinished.stdout) == (1, True)
-        assert "of 8 images done" in run_jobs("status", tmp_path / "out").stdout
+    wait_until(lambda: not find_workers(cluster.process.pid))  # Ray ends them, with most shards still to do.
+    num_committed = len(list(images.glob("part-*")))
+    unfinished = run_jobs("verify", tmp_path / "out")
+    assert (unfinished.returncode, "not finished" in unfinished.stdout) == (1, True)
+    assert f"{2 * num_committed} of 24 images done" in run_jobs("status", tmp_path / "out").stdout
 
     answer = run_jobs(*label_arguments(slow, tmp_path / "out", model_folder, *more))
     assert answer.returncode == 0, answer.stderr
@@ -154,29 +156,27 @@ def test_images_that_kill_or_hang_are_set_aside(cluster: object, run_jobs: RunJo
 def test_a_signal_stops_a_job_that_can_go_on(
     cluster: Cluster, run_jobs: RunJobs, number: signal.Signals, exit_code: int, model_folder: Path, tmp_path: Path
 ) -> None:
-    """Its shards are dropped within 2 seconds (Ray kills a job 3 seconds after SIGTERM), with the words how to go on.
+    """Its shards are dropped, not finished (Ray kills a job 3 seconds after SIGTERM), with the words how to go on.
 
     The same command then does go on, and the masks are an undisturbed run's.
     """
     slow = make_slow(tmp_path / "slow", count=12)
-    common = label_arguments(slow, tmp_path / "out", model_folder, "--images-per-shard", 2)
+    common = label_arguments(slow, tmp_path / "out", model_folder, "--images-per-shard", 6)
     driver = start_jobs(*common, "--workers", 1, cwd=tmp_path)
     wait_until(lambda: (tmp_path / "out" / "images" / "part-0000000.parquet").exists())
     driver.send_signal(number)
-    begin = time.monotonic()
+    _, err = driver.communicate(timeout=60)
+    assert driver.returncode == exit_code, err
     if Path("/proc/self/stat").exists():
         wait_until(lambda: not find_workers(cluster.process.pid))
-        assert time.monotonic() - begin < 2
-    _, err = driver.communicate(timeout=30)
-    assert driver.returncode == exit_code, err
-    assert time.monotonic() - begin < 15
+    assert len(list((tmp_path / "out" / "images").glob("part-*"))) == 1
     assert f"stopped by {number.name}; run the same command again to go on" in err
     assert pd.read_json(tmp_path / "out" / "report.json", typ="series")["state"] == "stopped"
 
     answer = run_jobs(*common, "--workers", 2)
     assert answer.returncode == 0, answer.stderr
     assert "going on: " in answer.stderr
-    assert read_masks(tmp_path / "out") == label_undisturbed(slow, tmp_path / "still", model_folder, images_per_shard=2)
+    assert read_masks(tmp_path / "out") == label_undisturbed(slow, tmp_path / "still", model_folder, images_per_shard=6)
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes in /proc")
@@ -264,27 +264,26 @@ def make_suspects(count: int) -> ShardLedger:
 
 def test_suspects_are_read_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
     """Between them the job shows how it stands and hears a signal; those that do not fit are done again, in order."""
-    crowd = Crowd()
+    crowd, asked = Crowd(), list[int]()
 
     def read(_output: str, shard: int) -> object | None:
+        asked.append(shard)
         with crowd:
             return None if shard in (3, 70) else object()
 
     monkeypatch.setattr(jobs.run, "read_parts", read)
     ledger, watch, looks = make_suspects(100), Mock(), Mock()
-    begin = time.monotonic()
     assert put_back_misfits(ledger, output="out", watch=watch, look_up=looks)
-    assert time.monotonic() - begin < 1.5
-    assert 4 < crowd.most <= 16
-    assert looks.call_count == 100
+    assert 4 < crowd.most <= READS_AT_ONCE
+    assert (sorted(asked), looks.call_count) == (list(range(100)), 100)
     assert [call.args for call in watch.forget_shard.call_args_list] == [(3,), (70,)]
     assert [ledger.take(), ledger.take(), ledger.take()] == [Assignment(3), Assignment(70), None]
     assert not put_back_misfits(ledger, output="out", watch=watch, look_up=looks)
 
-    begin = time.monotonic()
+    asked.clear()
     with pytest.raises(KeyboardInterrupt):
         put_back_misfits(make_suspects(10_000), output="out", watch=watch, look_up=Mock(side_effect=[None, KeyboardInterrupt]))
-    assert time.monotonic() - begin < 1
+    assert len(asked) <= 2 * READS_AT_ONCE
 
 
 def test_a_bug_in_every_image_is_exit_1(cluster: object, run_jobs: RunJobs, model_folder: Path, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fakes import Crowd, label_arguments, make_slow, start_jobs, wait_until
+from crowd import Crowd
+from fakes import label_arguments, make_slow, start_jobs, wait_until
 
 import jobs.report
 import jobs.run
@@ -168,6 +169,34 @@ def test_failures_are_read_many_at_a_time_and_in_order(
         rows = list(csv.DictReader(file))
     assert [row["error_kind"] for row in rows] == ["corrupt"] * 2
     assert [int(row["image_id"]) for row in rows] == sorted(int(row["image_id"]) for row in rows)
+
+
+def test_failures_are_written_whole_or_not_at_all(
+    label_here: LabelHere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Yesterday's list stands until today's is done; what is no file of its own, as a link, stays what it is."""
+    output, place = label_here(images_per_shard=3), tmp_path / "lists"
+    place.mkdir()
+    (place / "link.csv").symlink_to("failed.csv")
+    assert write_failures(str(output), range(4), place / "failed.csv") == 2
+    before, read_part = (place / "failed.csv").read_bytes(), tables.read_part
+
+    def read(output: str, *, number: int, **how: Any) -> Any:
+        if number == 1:  # The first that holds failures.
+            raise StorageError("503")
+        return read_part(output, number=number, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tables, "read_part", read)
+        with pytest.raises(StorageError, match="503"):
+            write_failures(str(output), range(4), place / "failed.csv")
+    assert (place / "failed.csv").read_bytes() == before
+    assert write_failures(str(output), [0], place / "link.csv") < 2
+    assert (place / "link.csv").is_symlink()
+    assert (place / "failed.csv").read_bytes() != before
+    assert {path.name for path in place.iterdir()} == {"failed.csv", "link.csv"}
+    with pytest.raises(StorageError, match="lists can't be written: Is a directory"):
+        write_failures(str(output), [0], place)
 
 
 def test_a_shard_that_is_made_again_just_now(

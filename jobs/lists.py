@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from labeler.errors import OptionsError
+from labeler.errors import ImageError, OptionsError
 from labeler.image_rows import list_rows, open_parquet
 from labeler.ranges import open_ranges
 
@@ -155,7 +155,10 @@ def _read_jsonl(uri: str, _columns: Sequence[str], _needed: str | None) -> Itera
 def _read_parquet(uri: str, columns: Sequence[str], needed: str | None) -> Iterator[dict[str, Any]]:
     names = open_parquet(uri).schema_arrow.names
     _check_columns([*names], uri=uri, needed=needed)
-    return list_rows(uri, columns=[name for name in dict.fromkeys(columns) if name in names])
+    try:
+        yield from list_rows(uri, columns=[name for name in dict.fromkeys(columns) if name in names])
+    except ImageError as error:
+        raise OptionsError(f"{uri} can't be read as a list: {error.reason}") from error
 
 
 def _check_columns(names: Sequence[str], *, uri: str, needed: str | None) -> None:

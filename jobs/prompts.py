@@ -205,10 +205,10 @@ class MatchedPrompts:
 def match_prompts(
     spec: PromptsSpec | None, *, listing: Listing | None, say: Callable[[str], None] = lambda _: None
 ) -> Iterator[MatchedPrompts | None]:
-    """The prompts of a file with the images of a listing; gone when this ends. None where there is either not.
+    """The prompts of a file with the images of a listing; gone when this ends. None without prompts or without a listing.
 
     Raises:
-        OptionsError: the file is none of prompts, or holds none, or is not the one that was described any more.
+        OptionsError: the file is no prompts file, holds none, or has changed since it was described.
         StorageError: it can't be read, or this machine's temporary folder can't be written.
     """
     if spec is None or listing is None:

@@ -8,6 +8,9 @@ from labeler.archives import find_damage, find_member, split_member_uri
 from labeler.errors import ImageError, OptionsError
 from labeler.image_rows import read_row, split_row_uri
 
+LARGEST_FILE_BYTES = 2 << 30
+"""A larger one is a slip, and would take a worker's memory: 200 million pixels of 16 bits have 1.6 GB, uncompressed."""
+
 
 def read_image(ref: ImageRef, *, image_column: str | None = None) -> bytes:
     """Read a file, a member of an archive (only its own bytes), or a row of a Parquet file (its row group).
@@ -31,6 +34,8 @@ def read_image(ref: ImageRef, *, image_column: str | None = None) -> bytes:
             return read_row(*row, wanted=image_column)
         except OptionsError as error:
             raise ImageError("corrupt", str(error)) from error
+    if ref.size_bytes is not None and ref.size_bytes > LARGEST_FILE_BYTES:
+        raise ImageError("too_large", f"the file has {ref.size_bytes} bytes, more than the {LARGEST_FILE_BYTES} of any image")
     data = storage.read_bytes(ref.uri)
     if ref.size_bytes is not None and len(data) != ref.size_bytes:
         raise ImageError("changed", f"it has {len(data)} bytes, but had {ref.size_bytes} when the run was planned")

@@ -10,6 +10,7 @@ import heapq
 import itertools
 import json
 import logging
+import posixpath
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -22,9 +23,9 @@ from jobs.ordering import sort_refs
 from jobs.patterns import compile_pattern, expand_braces, has_wildcard, is_pattern, split_pattern
 from jobs.refs import ImageRef, Listing, holder_to_ref
 from labeler import storage
-from labeler.archives import Damage, list_members, make_member_uri
+from labeler.archives import Damage, Member, list_members, make_member_uri
 from labeler.errors import ImageError, OptionsError
-from labeler.image_rows import find_image_column, list_rows, make_row_uri, open_parquet
+from labeler.image_rows import find_image_column, list_image_columns, list_rows, make_row_uri, open_parquet
 from labeler.images import IMAGE_EXTENSIONS
 from labeler.storage import FileInfo
 from labeler.stores import check_url
@@ -100,12 +101,12 @@ def select_images(refs: Iterable[ImageRef], *, selection: Selection) -> Iterable
 
 def _find_images(root: str, selection: Selection, skipped: Counter[str]) -> Iterator[ImageRef]:
     extension = PurePosixPath(root).suffix.lower()
-    if root.lower().endswith(_COMPRESSED):
-        raise OptionsError(f"--input {root} is compressed, so that no image in it can be read by itself; unpack it to .tar")
     if is_pattern(root):
         yield from _list_pattern(root, selection, skipped)
     elif storage.is_folder(root):
         yield from _list_files(storage.list_files(root), selection, skipped)
+    elif root.lower().endswith(_COMPRESSED):
+        raise OptionsError(f"--input {root} is compressed, so that no image in it can be read by itself; unpack it to .tar")
     elif not storage.exists(root):
         raise OptionsError(f"--input {root} does not exist: not a folder, nor a file")
     elif extension == ".tar" or (extension == ".parquet" and _holds_images(root, selection)):
@@ -141,7 +142,7 @@ def _list_holder(file: FileInfo, selection: Selection, skipped: Counter[str]) ->
     """The images inside of one file, and the file itself where it can't be read to its end."""
     try:
         if file.path.lower().endswith(".parquet"):
-            yield from _list_image_rows(file, selection)
+            yield from _list_image_rows(file, selection, skipped)
         else:
             yield from _list_members(file, skipped)
     except (FileNotFoundError, PermissionError) as error:
@@ -160,12 +161,16 @@ def _list_one_holder(file: FileInfo, selection: Selection, skipped: Counter[str]
 
 def _list_members(file: FileInfo, skipped: Counter[str]) -> Iterator[ImageRef]:
     name = storage.encode_name(file.path)
-    for member in list_members(file.uri):
+    members = [*list_members(file.uri)]
+    last = {posixpath.normpath(m.name): m.offset for m in members if isinstance(m, Member) and m.offset is not None}
+    for member in members:
         if isinstance(member, Damage):
             logger.warning("%s is %s: %s", file.uri, member.kind, member.reason)
             yield holder_to_ref(file, damaged_at=member.offset)
             continue
-        kind = _name_skipped_kind(member.name.removeprefix("./")) or ("link" if member.offset is None else None)
+        kind = _name_skipped_kind(member.name) or ("link" if member.offset is None else None)
+        if kind is None and member.offset != last[posixpath.normpath(member.name)]:
+            kind = "replaced by a later one of its name"  # As whoever unpacks the archive has it.
         if kind is not None:
             skipped[kind] += 1
             continue
@@ -179,14 +184,17 @@ def _list_members(file: FileInfo, skipped: Counter[str]) -> Iterator[ImageRef]:
         )
 
 
-def _list_image_rows(file: FileInfo, selection: Selection) -> Iterator[ImageRef]:
+def _list_image_rows(file: FileInfo, selection: Selection, skipped: Counter[str]) -> Iterator[ImageRef]:
     try:
-        column = find_image_column(open_parquet(file.uri).schema_arrow, wanted=selection.image_column)
+        schema = open_parquet(file.uri).schema_arrow
     except OptionsError as error:
         logger.warning("%s", error)
         yield holder_to_ref(file, damaged_at=0)
         return
-    if column is None:
+    if not list_image_columns(schema):
+        skipped[".parquet without images"] += 1
+        return
+    if find_image_column(schema, wanted=selection.image_column) is None:
         wanted = f"called {selection.image_column}" if selection.image_column else "or several, of which none is called image"
         raise OptionsError(f"{file.uri} has no column of image bytes, {wanted}; see --image-column")
     name, keep = storage.encode_name(file.path), selection.keep_columns
@@ -218,7 +226,7 @@ def _list_entries(root: str, selection: Selection) -> Iterator[ImageRef]:
             _check_url(entry.name, where=f"{root}, entry {number + 1}")
         uri = storage.path_to_uri(entry.name) if is_absolute else storage.join(folder, entry.name.removeprefix("./"))
         is_near = not is_absolute or storage.uri_to_path(uri) is not None
-        if number < _NUM_LOOKED_UP and is_near and len(not_found) == number and not storage.exists(uri):
+        if number < _NUM_LOOKED_UP and is_near and len(not_found) == number and not _is_there(uri):
             not_found.append(uri)
         kept = None if entry.kept is None else json.dumps(entry.kept)
         name = storage.encode_name(entry.name)
@@ -227,6 +235,13 @@ def _list_entries(root: str, selection: Selection) -> Iterator[ImageRef]:
         raise OptionsError(
             f"{root}: {not_found[0]} is not there, nor are those after it; is it mounted, and is --images-root right?"
         )
+
+
+def _is_there(uri: str) -> bool:
+    try:
+        return storage.exists(uri)
+    except PermissionError:  # What is forbidden is a row of its own.
+        return True
 
 
 def _check_url(url: str, *, where: str) -> None:
@@ -283,7 +298,7 @@ def _holds_images(uri: str, selection: Selection) -> bool:
 
 def _name_skipped_kind(path: str) -> str | None:
     """Why a file is no image to label, or None where its extension says it is one."""
-    if any(part.startswith(".") for part in path.split("/")):
+    if any(part.startswith(".") and part not in (".", "..") for part in path.split("/")):
         return "dotfile"
     extension = PurePosixPath(path).suffix.lower()
     if extension in IMAGE_EXTENSIONS:

@@ -11,11 +11,16 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
+from labeler import storage
 from labeler.ranges import open_ranges
 
 _SCHEME = "tar://"
 _READ_AHEAD_BYTES = 256 * 1024  # Most images are larger: a longer read would be for nothing.
 
+
+_LONGEST_MARK_BYTES = 1 << 20  # Zeros behind the last member; usually they fill it up to ten thousand bytes.
+
+_TAR_ERRORS = (tarfile.TarError, EOFError, ValueError, OverflowError, MemoryError)  # A header may declare any size of another.
 
 _WITHOUT_DATA = frozenset(
     {tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE}
@@ -61,20 +66,24 @@ def list_members(archive: str) -> Iterator[Member | Damage]:
         FileNotFoundError, PermissionError, StorageError: as ``labeler.storage``.
     """
     with open_ranges(archive, read_ahead_bytes=_READ_AHEAD_BYTES) as file:
-        end = 0
-        try:
-            with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
-                while (member := tar.next()) is not None:
-                    end = tar.offset
-                    tar.members = []  # type: ignore[attr-defined]  # It keeps all it has seen: much, in an archive of a million.
-                    if member.isreg() or member.islnk() or member.issym():
-                        is_plain = member.isreg() and not member.issparse()
-                        yield Member(member.name, member.offset_data if is_plain else None, member.size)
-        except (tarfile.TarError, EOFError, ValueError):
-            pass  # What is wrong is seen by what stands there; tarfile stops at some damage without a word.
-        damage = _find_damage(file, end)
-        if damage is not None:
-            yield damage
+        begin: int | None = 0
+        while begin is not None:  # Archives may have been put one behind the other.
+            end = begin
+            file.seek(begin)
+            try:
+                with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
+                    while (member := tar.next()) is not None and member.size >= 0:  # Less would lead back, over and over.
+                        end = tar.offset
+                        tar.members = []  # type: ignore[attr-defined]  # It keeps all: much, in an archive of a million.
+                        if member.isreg() or member.islnk() or member.issym():
+                            is_plain = member.isreg() and not member.issparse()
+                            yield Member(member.name, member.offset_data if is_plain else None, member.size)
+            except _TAR_ERRORS:
+                pass  # What is wrong is seen by what stands there; tarfile stops at some damage without a word.
+            damage = _find_damage(file, end)
+            if damage is not None:
+                yield damage
+            begin = _find_next_begin(file, end) if damage is None else None
 
 
 def find_damage(archive: str, *, offset: int) -> Damage | None:
@@ -95,21 +104,38 @@ def _find_damage(file: io.BufferedReader, offset: int) -> Damage | None:
         return Damage(offset, "truncated", f"the archive ends after {size} bytes, in the middle of something")
     if not block.strip(b"\0"):
         return None  # The end, with its mark or, as some tools write it, without.
-    try:
-        header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-    except (tarfile.HeaderError, ValueError):
+    header = _read_header(block)
+    if header is None or header.size < 0:
         what = "no tar archive" if offset == 0 else f"damaged at byte {offset}"
         return Damage(offset, "corrupt", f"it is {what}: images that may stand behind it can't be found")
     blocks = -(-header.size // tarfile.BLOCKSIZE) if header.type not in _WITHOUT_DATA else 0
     is_cut = offset + (1 + blocks) * tarfile.BLOCKSIZE > size
     if is_cut:
-        return Damage(offset, "truncated", f"the archive ends after {size} bytes, in the middle of {header.name}")
+        name = storage.encode_name(header.name)
+        return Damage(offset, "truncated", f"the archive ends after {size} bytes, in the middle of {name}")
     try:
         file.seek(offset)
         tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape").close()
-    except (tarfile.TarError, EOFError, ValueError):  # A header may announce another.
+    except _TAR_ERRORS:  # A header may announce another.
         return Damage(offset, "corrupt", f"it is damaged behind byte {offset}: images that may stand there can't be found")
     return None
+
+
+def _read_header(block: bytes) -> tarfile.TarInfo | None:
+    try:
+        return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except (tarfile.HeaderError, ValueError):
+        return None
+
+
+def _find_next_begin(file: io.BufferedReader, end: int) -> int | None:
+    """Where another archive begins behind the mark of this one's end; None where nothing or something else comes."""
+    file.seek(end)
+    data = file.read(_LONGEST_MARK_BYTES)
+    behind = len(data) - len(data.lstrip(b"\0"))
+    offset = behind - behind % tarfile.BLOCKSIZE
+    block = data[offset : offset + tarfile.BLOCKSIZE]
+    return end + offset if offset and len(block) == tarfile.BLOCKSIZE and _read_header(block) else None
 
 
 @functools.lru_cache(maxsize=4)

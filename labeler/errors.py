@@ -67,7 +67,7 @@ class ModelError(LabelerError):
 
 
 class UnknownModelError(OptionsError, ModelError):
-    """No model is called so, and no folder. On a machine that labels it may only be one that does not see the folder."""
+    """There is no model and no folder of that name; on a worker, perhaps only because its machine does not see the folder."""
 
 
 class ClusterError(LabelerError):
@@ -86,6 +86,7 @@ class _OneError(LabelerError, Generic[_Kind]):
     """
 
     def __init__(self, kind: _Kind, reason: str) -> None:
+        reason = reason.encode(errors="backslashreplace").decode()  # It may quote bytes that are no text, and tables take none.
         super().__init__(kind, reason)
         self.kind: _Kind = kind
         self.reason = reason

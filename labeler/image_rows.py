@@ -49,14 +49,23 @@ def open_parquet(uri: str) -> Any:
         FileNotFoundError, PermissionError, StorageError: as ``labeler.storage``.
     """
     try:
-        return pq.ParquetFile(pa.PythonFile(StoredFile(uri), mode="r"))
-    except pa.ArrowInvalid as error:
+        file = pq.ParquetFile(pa.PythonFile(StoredFile(uri), mode="r"))
+        file.schema_arrow.names  # noqa: B018  # Else what is wrong with it is found by whoever looks first.
+    except (FileNotFoundError, PermissionError):
+        raise  # The store's answer.
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise OptionsError(f"{uri} is no Parquet file: {str(error).splitlines()[0]}") from error
+    return file
+
+
+def list_image_columns(schema: pa.Schema) -> list[str]:
+    """The columns that may hold images: those of bytes."""
+    return [field.name for field in schema if _holds_bytes(field.type)]
 
 
 def find_image_column(schema: pa.Schema, *, wanted: str | None) -> str | None:
     """The column that holds images' bytes: the wanted one, the only one, or else ``image``. None where there is none."""
-    names = [field.name for field in schema if _holds_bytes(field.type)]
+    names = list_image_columns(schema)
     if wanted is not None:
         return wanted if wanted in names else None
     return names[0] if len(names) == 1 else (_USUAL_NAME if _USUAL_NAME in names else None)
@@ -72,9 +81,10 @@ def list_rows(uri: str, *, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     while True:
         with _damage_as_image_error():
             batch = next(batches, None)
+            rows = [] if batch is None else batch.to_pylist()
         if batch is None:
             return
-        yield from batch.to_pylist()
+        yield from rows
 
 
 def read_row(uri: str, row: int, *, wanted: str | None = None) -> bytes:
@@ -119,7 +129,7 @@ def _damage_as_image_error() -> Iterator[None]:
         yield
     except (FileNotFoundError, PermissionError):
         raise  # The store's answer.
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ImageError("corrupt", f"the Parquet file is damaged: {str(error).splitlines()[0]}") from error
 
 

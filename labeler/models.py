@@ -16,6 +16,7 @@ from labeler.checkpoints import CHECKPOINTS, download
 from labeler.errors import ModelError, UnknownModelError
 from labeler.locks import open_alone
 from labeler.model_folder import FORMAT_VERSION, MODEL_JSON, check_model, parse_model_info
+from labeler.options import refuse_empty
 
 logger = logging.getLogger(__name__)
 
@@ -42,17 +43,22 @@ def find_model(name: str, *, cache: Path | None = None) -> Path:
         cache: where downloads and conversions are kept; ``find_cache_folder()`` by default.
 
     Raises:
-        UnknownModelError: there is none.
+        OptionsError: the name is empty; UnknownModelError: there is no such model, or none that may be looked at.
         ModelError: it is incomplete or damaged, or can't be fetched or made here; says what to do.
         StorageError: the store of a URI does not answer.
     """
+    refuse_empty([("--model", name)])
     cache = cache or find_cache_folder()
     if name in CHECKPOINTS:
         return _find_official(name, cache=cache)
     folder = TINY_FOLDER if name == TINY else storage.uri_to_path(name)
     if folder is None:
         return _fetch_folder(name, cache=cache)
-    if not folder.is_dir():
+    try:
+        is_there = folder.is_dir()
+    except OSError as error:  # It lies in a folder that is forbidden, or no name is that long.
+        raise UnknownModelError(f"--model {name}: {error.strerror}") from error
+    if not is_there:
         names = ", ".join([TINY, *CHECKPOINTS])
         raise UnknownModelError(f"--model {name}: neither one of {names}, nor a folder, nor a URI")
     check_model(folder)
@@ -100,7 +106,7 @@ def _fetch_folder(uri: str, *, cache: Path) -> Path:
 def _read_pieces(uri: str) -> Iterator[bytes]:
     """The bytes of a model's file, piece by piece: weights may be larger than the memory that is left."""
     try:
-        size_bytes = storage.stat_file(uri).size_bytes or 0
+        size_bytes = storage.measure_file(uri)
         for offset in range(0, size_bytes, _CHUNK_BYTES):
             yield storage.read_bytes(uri, offset=offset, length=min(_CHUNK_BYTES, size_bytes - offset))
     except FileNotFoundError as error:

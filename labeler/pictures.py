@@ -29,6 +29,7 @@ def read_picture(uri: str, *, image_column: str | None = None) -> bytes:
 
     Raises:
         OptionsError: what should hold the image is no archive or no Parquet file any more.
+        ImageError: it is, but damaged.
         FileNotFoundError, PermissionError, StorageError: as ``labeler.storage``.
     """
     member, row = split_member_uri(uri), _split_row_uri(uri)

@@ -15,7 +15,7 @@ class StoredFile(io.RawIOBase):
         super().__init__()
         self._uri = uri
         self._position = 0
-        self.size_bytes = storage.stat_file(uri).size_bytes or 0
+        self.size_bytes = storage.measure_file(uri)
 
     def readable(self) -> bool:
         """Yes."""

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-from labeler.errors import StorageRefusedError
+from labeler.errors import StorageError, StorageRefusedError
 from labeler.retries import retried
 from labeler.store_errors import is_past_the_end, translate_local_errors, translate_store_errors
 from labeler.store_pages import find_etag, list_keys, read_info
@@ -82,6 +82,11 @@ def encode_name(name: str) -> str:
 def decode_name(text: str) -> str:
     """The file name that ``encode_name`` made this text of."""
     return os.fsdecode(unquote_to_bytes(text))
+
+
+def printable_name(text: str) -> str:
+    """The name that a table's text stands for, to be shown: "?" for each byte that is of no character."""
+    return decode_name(text).encode("utf-8", "replace").decode()
 
 
 @retried
@@ -144,13 +149,13 @@ def open_whole(uri: str) -> Iterator["Sink"]:
             remote = store.open(key, "wb", autocommit=False)
         try:
             yield _Sink(remote, lambda: translate_store_errors(uri))
+            with translate_store_errors(uri):
+                remote.close()
+                remote.commit()
         except BaseException:
             with contextlib.suppress(Exception):
-                remote.discard()
+                remote.discard()  # Else parts of it stay, and cost money.
             raise
-        with translate_store_errors(uri):
-            remote.close()
-            remote.commit()
         return
     temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
     with translate_local_errors(path, writing=True):
@@ -235,6 +240,14 @@ def stat_file(uri: str) -> FileInfo:
         if found.get("type") == "directory":
             raise FileNotFoundError(errno.ENOENT, "not a file", uri)
         return FileInfo(uri, key.rsplit("/", 1)[-1], found.get("size"), find_etag(found))
+
+
+def measure_file(uri: str) -> int:
+    """The bytes of a file that is to be read in pieces. Raises StorageError where its store does not say how many."""
+    size_bytes = stat_file(uri).size_bytes
+    if size_bytes is None:
+        raise StorageError(f"{uri} can't be read in pieces: its server does not say how large it is")
+    return size_bytes
 
 
 def exists(uri: str) -> bool:

@@ -1,5 +1,7 @@
 """Lists that name images, and files that hold them: what is found, how it is called, how its bytes are got again."""
 
+import codecs
+import contextlib
 import io
 import json
 import os
@@ -14,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from bucket_jobs import label
 from fakes import freeze, label_arguments, make_tar, write_picture
+from nobody import as_nobody, make_public_folder
 
 import jobs.ordering
 from jobs.extension import find_new_images
@@ -191,12 +194,13 @@ def test_what_is_no_list_of_images_is_refused(tmp_path: Path, text: str) -> None
 
 
 def test_members_of_an_archive_are_read_by_their_place(tmp_path: Path) -> None:
-    """Members of equal names are two images; other members are skipped; names of any bytes; only their own bytes are read."""
+    """Of equal names the last one counts, others are skipped; names of any bytes; only their own bytes are read."""
     odd = "caf\udce9 50%::x.png"
     members = [
         ("0.jpg", b"zero"),
         ("0.json", b"{}"),
         ("./b/1.PNG", b"one"),
+        ("./0.jpg", b"middle"),
         ("0.jpg", b"other"),
         (odd, b"odd"),
         ("x" * 150 + ".jpg", b"l"),
@@ -204,16 +208,62 @@ def test_members_of_an_archive_are_read_by_their_place(tmp_path: Path) -> None:
     path = make_tar(tmp_path / "a.tar", *members)
     refs = find(path)
     assert sorted(names(refs)) == sorted(
-        ["a.tar/0.jpg", "a.tar/0.jpg", "a.tar/b/1.PNG", "a.tar/caf%E9 50%25::x.png", f"a.tar/{'x' * 150}.jpg"]
+        ["a.tar/0.jpg", "a.tar/b/1.PNG", "a.tar/caf%E9 50%25::x.png", f"a.tar/{'x' * 150}.jpg"]
     )
-    assert [read_image(ref) for ref in refs if ref.file_name == "a.tar/0.jpg"] == [b"zero", b"other"]
-    assert {read_image(ref) for ref in refs} == {b"zero", b"other", b"one", b"odd", b"l"}
+    listing = list_images(storage.path_to_uri(path), selection=Selection())
+    assert dict(listing.skipped) == {".json": 1, "replaced by a later one of its name": 2}
+    assert {ref.file_name: read_image(ref) for ref in refs}["a.tar/0.jpg"] == b"other"
+    assert {read_image(ref) for ref in refs} == {b"other", b"one", b"odd", b"l"}
     assert {ref.uri for ref in refs} >= {f"tar://0.jpg::{storage.path_to_uri(path)}"}
     for ref in refs:  # As somebody's list would name it.
-        assert read_image(ImageRef(uri=ref.uri, file_name="x")) in {b"other", b"one", b"odd", b"l"}
+        assert read_image(ImageRef(uri=ref.uri, file_name="x")) == read_image(ref)
     make_tar(path, ("0.jpg", b"changed"))
     with pytest.raises(ImageError, match="changed"):
         read_image(refs[0])
+
+
+def test_archives_one_behind_the_other_are_read_to_the_last(tmp_path: Path) -> None:
+    """With however many zeros between; damage in the second is a row; what is no archive behind the end mark is nothing."""
+    parts = [make_tar(tmp_path / "part.tar", (f"{n}.jpg", bytes([n]) * 600)).read_bytes() for n in range(3)]
+    path = tmp_path / "all.tar"
+    for between in (b"", bytes(512), bytes(70_000 - 70_000 % 512)):
+        path.write_bytes(between.join(parts))
+        assert {ref.file_name: read_image(ref) for ref in find(path)} == {
+            f"all.tar/{n}.jpg": bytes([n]) * 600 for n in range(3)
+        }
+    path.write_bytes(parts[0] + parts[1][:700])
+    refs = find(path)
+    assert names(refs) == ["all.tar", "all.tar/0.jpg", "all.tar/1.jpg"]
+    assert explain(refs[0]) == "truncated"
+    path.write_bytes(parts[0] + b"signature of somebody's tool" * 50)
+    assert names(find(path)) == ["all.tar/0.jpg"]
+
+
+def test_members_below_a_dot_are_no_dotfiles(tmp_path: Path) -> None:
+    """As ``tar cf x.tar photos/.`` and ``tar -P`` call them."""
+    path = make_tar(
+        tmp_path / "a.tar", *((name, b"x") for name in ("p/./a.jpg", "../b.jpg", "./c.jpg", "./.d.jpg", ".e/f.jpg"))
+    )
+    assert sorted(names(find(path))) == ["a.tar/../b.jpg", "a.tar/c.jpg", "a.tar/p/./a.jpg"]
+
+
+@pytest.mark.parametrize("size", [-512, -1, 1 << 40])
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE])
+def test_sizes_that_nobody_means_are_damage(tmp_path: Path, size: int, kind: bytes) -> None:
+    """Below zero, as one that sends a reader back to where it was, or a header larger than any memory."""
+    path = make_tar(tmp_path / "a.tar", ("0.jpg", b"zero"))
+    info = tarfile.TarInfo("caf\udce9.jpg")
+    info.type = kind
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape"))
+    header[124:136] = (size % (1 << 96)).to_bytes(12, "big") if size < 0 else b"\x80" + size.to_bytes(11, "big")
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    path.write_bytes(path.read_bytes()[:1024] + bytes(header) + bytes(1024))
+    refs = find(path)
+    assert names(refs)[:2] == ["a.tar", "a.tar/0.jpg"]
+    with pytest.raises(ImageError, match=r"truncated|corrupt") as fault:
+        read_image(refs[0])
+    fault.value.reason.encode()
 
 
 def test_a_folder_of_archives_is_their_images(tmp_path: Path) -> None:
@@ -339,6 +389,50 @@ def test_a_damaged_parquet_file_is_a_row_beside_the_others(tmp_path: Path) -> No
     assert read_image(by_name["a.parquet/3"]) == data[3]
     with pytest.raises(OptionsError, match=r"b\.parquet"):
         find(tmp_path / "b.parquet")
+
+
+def test_any_damaged_footer_is_a_row(tmp_path: Path) -> None:
+    """Whatever Arrow says of it; alone it is refused. A table without images is counted, not labeled."""
+    path = tmp_path / "in" / "a.parquet"
+    path.parent.mkdir()
+    pq.write_table(pa.table({"image": [b"x" * 50] * 9, "label": ["y"] * 9}), path)
+    pq.write_table(pa.table({"label": ["y"]}), tmp_path / "in" / "meta.parquet")
+    whole = path.read_bytes()
+    listing = list_images(storage.path_to_uri(tmp_path / "in"), selection=Selection())
+    assert (listing.num_images, dict(listing.skipped)) == (9, {".parquet without images": 1})
+    begin = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    for at in range(begin, len(whole), 7):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        with contextlib.suppress(OptionsError):  # What tells that a column holds images may be what is damaged.
+            refs = find(tmp_path / "in")
+            assert len(refs) == 9 or any(ref.is_holder for ref in refs)
+
+
+def test_a_list_of_bytes_that_are_no_text_is_refused(few: Path) -> None:
+    """As a Parquet file of another tool may hold them."""
+    names_of_bytes = pa.array([b"a.jpg", b"caf\xe9.jpg"], pa.binary()).cast(pa.string(), safe=False)
+    pq.write_table(pa.table({"uri": pa.Array.from_buffers(pa.string(), 2, names_of_bytes.buffers())}), few / "list.parquet")
+    with pytest.raises(OptionsError, match=r"list\.parquet"):
+        find(few / "list.parquet")
+
+
+def test_a_list_that_begins_with_what_is_forbidden() -> None:
+    """It is a row that fails later; the list is read."""
+    with make_public_folder() as folder:
+        (folder / "a.jpg").write_bytes(b"a")
+        (folder / "closed").mkdir(mode=0)
+        write_txt(folder / "list.txt", ["closed/a.jpg", "a.jpg"])
+        codecs.lookup("utf-8-sig")  # Python's own files may be closed to nobody, too.
+        with as_nobody():
+            assert names(find(folder / "list.txt")) == ["a.jpg", "closed/a.jpg"]
+
+
+def test_a_file_larger_than_any_image_is_not_read(few: Path) -> None:
+    """It would take a worker's memory and, that being gone, the worker."""
+    with (few / "huge.jpg").open("wb") as file:
+        file.truncate(3 << 30)
+    ref = next(ref for ref in find(few) if ref.file_name == "huge.jpg")
+    assert explain(ref) == "too_large"
 
 
 def test_braces_name_shards(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ import errno
 import os
 import subprocess
 import sys
-import tempfile
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 import stores
+from nobody import as_nobody, make_public_folder
 
 from labeler import storage
 from labeler.errors import OptionsError, StorageError
@@ -61,23 +61,9 @@ def memory() -> Iterator[str]:
 
 @pytest.fixture
 def public_folder() -> Iterator[Path]:
-    """A folder that other users may reach, which pytest's own are not."""
-    with tempfile.TemporaryDirectory() as name:
-        Path(name).chmod(0o755)
-        yield Path(name)
-
-
-@contextlib.contextmanager
-def as_nobody() -> Iterator[None]:
-    """Without root's right to read everything, where the tests run as root."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
+    """See ``make_public_folder``."""
+    with make_public_folder() as folder:
+        yield folder
 
 
 # --- names

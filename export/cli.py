@@ -22,8 +22,8 @@ from export.selection import Report, Watch
 from export.yolo import YoloOptions, export_yolo
 from labeler import storage
 from labeler.errors import OptionsError
-from labeler.flags import EXIT_CODES_HELP, EXIT_DONE, run_command
-from labeler.retries import TRIES_OF_A_MINUTE, use_retries
+from labeler.flags import EXIT_CODES_HELP, EXIT_DONE, refuse_empty_arguments, run_command
+from labeler.retries import RETRIES_OF_A_MINUTE, use_retries
 from labeler.runs import Run, describe_missing, iterate_rows, read_run
 from labeler.stores import parse_store_options, use_store_options
 
@@ -33,6 +33,7 @@ app = App(
     help_epilogue=EXIT_CODES_HELP,
     version_flags=(),
     suppress_keyboard_interrupt=False,
+    config=refuse_empty_arguments,
 )
 
 
@@ -281,7 +282,7 @@ def _export(
 def _read_run(output: str, target: str, opening: Opening) -> Run:
     places = {"output": storage.path_to_uri(output), "target": storage.path_to_uri(target)}
     use_store_options(parse_store_options(opening.storage_options, places=places))
-    use_retries(TRIES_OF_A_MINUTE)
+    use_retries(RETRIES_OF_A_MINUTE)
     return read_run(places["output"], ignore_review=opening.ignore_review)
 
 

@@ -11,10 +11,9 @@ have their prompts' ids and categories.
 import itertools
 import json
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
@@ -30,6 +29,7 @@ from labeler.errors import OptionsError, StorageError
 from labeler.runs import Row, Run, iterate_rows
 
 _SPOOL_BYTES = 1 << 24
+_PIECE_BYTES = 1 << 20
 
 Segmentation = Literal["rle", "rle-uncompressed", "polygon"]
 
@@ -168,10 +168,49 @@ class _Series:
         self.names.append(name)
 
 
+class _Spool:
+    """Bytes that wait for their place: a few in memory, more in a temporary file. What goes wrong there names its folder."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES)  # noqa: SIM115 (closed on exit)
+
+    def __enter__(self) -> "_Spool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(OSError):  # What could not be written is tried once more here.
+            self._file.close()
+
+    def write(self, data: bytes) -> None:
+        """Add these bytes."""
+        with _translate_spool_errors():
+            self._file.write(data)
+
+    def move_to(self, sink: storage.Sink) -> None:
+        """Write all of them there."""
+        with _translate_spool_errors():
+            self._file.seek(0)
+        while data := self._read_piece():
+            sink.write(data)
+
+    def _read_piece(self) -> bytes:
+        with _translate_spool_errors():
+            return self._file.read(_PIECE_BYTES)
+
+
+@contextmanager
+def _translate_spool_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        folder = tempfile.tempdir or "the temporary folder"  # Not set yet: none could be found, and the error names them.
+        raise StorageError(f"{folder} can't be used: {error.strerror or error}; TMPDIR can name another folder") from error
+
+
 class _CocoFile:
     """One COCO file being written."""
 
-    def __init__(self, file: storage.Sink, images: Any) -> None:
+    def __init__(self, file: storage.Sink, images: _Spool) -> None:
         self._file, self._images = file, images
         self._separator = self._image_separator = b"\n"
 
@@ -201,12 +240,11 @@ class _CocoFile:
 
 @contextmanager
 def _open_coco(name: str, head: str) -> Iterator[_CocoFile]:
-    with tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES) as images, _open_whole(name) as file:
+    with _Spool() as images, _open_whole(name) as file:
         file.write(f'{{"info":{head}\n],\n"annotations":['.encode("ascii"))
         yield _CocoFile(file, images)
-        images.seek(0)
         file.write(b'\n],\n"images":[')
-        shutil.copyfileobj(images, file)
+        images.move_to(file)
         file.write(b"\n]}\n")
 
 

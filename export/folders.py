@@ -8,25 +8,23 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+import secrets
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
+from export.names import RECORD, drop_extension, has_image_extension, keep_labels_apart, name_label, tidy_name
 from export.options import SelectionOptions
-from export.selection import ExportImage, Report, Watch, name_image, select_images
+from export.selection import ExportImage, Report, Watch, select_images
 from labeler import storage
-from labeler.errors import OptionsError, StorageError
-from labeler.images import IMAGE_EXTENSIONS
+from labeler.errors import ImageError, OptionsError, StorageError
 from labeler.pictures import find_picture_file, name_extension, read_picture
-from labeler.runs import Run, iterate_rows
+from labeler.runs import Run
 
 Pictures = Literal["link", "copy", "none"]
 
-RECORD = ".export.json"
-"""Hidden: no image can be called so, and readers of folders full of JSON pass it by."""
+_SIGNATURE_BYTES = 16
 
 
 class FolderOptions(SelectionOptions):
@@ -54,8 +52,8 @@ class Folder:
 
     def name_label(self, image: ExportImage, suffix: str, *, options: SelectionOptions) -> str:
         """``a.jpg`` -> ``a.json``, but ``a.jpg.json`` where there is also an ``a.png``, on whichever side of a split."""
-        stem = drop_extension(image.name)
-        return name_in_split(image, image.name if stem in self.shared_stems else stem, options=options) + suffix
+        name = tidy_name(image.name)
+        return name_in_split(image, name_label(name, self.shared_stems), options=options) + suffix
 
     def write(self, name: str, data: bytes) -> None:
         """Write one file, whole or not at all."""
@@ -89,34 +87,41 @@ class Folder:
             may_link: is asked before a picture is linked; where it may not be, it is copied.
 
         Returns:
-            Its name: what had no extension (a row of a Parquet file) gets that of its format.
+            Its name: what had no image's extension (a row of a Parquet file) gets that of its format.
         """
+        name = tidy_name(name)
         if how == "none":
             return name
         source = find_picture_file(image.uri) if how == "link" else None
-        target = storage.uri_to_path(storage.join(self.uri, name))
         try:
-            if source is not None and target is not None and may_link(source):
+            if source is not None and may_link(source):
                 size_bytes = storage.stat_file(image.uri).size_bytes
-                if _link(target, source):
+                begin = b"" if has_image_extension(name) else storage.read_bytes(image.uri, offset=0, length=_SIGNATURE_BYTES)
+                linked = self._add_extension(name, image, begin)
+                target = storage.uri_to_path(storage.join(self.uri, linked))
+                if target is not None and _link(target, source):
                     report.num_pictures_changed += image.size_bytes not in (None, size_bytes)
-                    return name
+                    return linked
             data = read_picture(image.uri, image_column=self.image_column)
-        except (FileNotFoundError, PermissionError):
+        except (FileNotFoundError, PermissionError, ImageError, OptionsError):  # Also what holds it: gone, or damaged.
             report.num_pictures_missing += 1
             return name
         report.num_pictures_changed += image.size_bytes not in (None, len(data))
-        name = name if has_image_extension(name) else name + name_extension(data)
+        name = self._add_extension(name, image, data)
         self.write(name, data)
         return name
+
+    def _add_extension(self, name: str, image: ExportImage, data: bytes) -> str:
+        """``a`` -> ``a.jpg``, if its bytes begin so; but where there is also an ``a.jpg``, it stays apart from that."""
+        is_whole = has_image_extension(name) or drop_extension(tidy_name(image.name)) in self.shared_stems
+        return name if is_whole else name + name_extension(data)
 
 
 def _link(target: Path, source: Path) -> bool:
     """Whether that could be done: some file systems have no links, and whoever writes a copy then says what else is wrong."""
-    temporary = target.with_name(f".{target.name[:100]}.{os.getpid()}.link")
+    temporary = target.with_name(f".{secrets.token_hex(8)}.link")  # Short, however long the target's name is.
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.unlink(missing_ok=True)
         temporary.symlink_to(source)
         temporary.replace(target)
     except OSError:
@@ -125,15 +130,27 @@ def _link(target: Path, source: Path) -> bool:
 
 
 @contextlib.contextmanager
-def open_folder(run: Run, target: str, *, kind: str, options: SelectionOptions, by_stem: bool = False) -> Iterator[Folder]:
+def open_folder(
+    run: Run,
+    target: str,
+    *,
+    kind: str,
+    options: SelectionOptions,
+    label_suffix: str | None = None,
+    has_pictures: bool = True,
+    by_stem: bool = False,
+) -> Iterator[Folder]:
     """A folder to write an export of this kind into; its record is complete when the block ends well.
 
     Args:
         options: all but ``overwrite`` decide whether it is the same export as before.
+        label_suffix: of each image's labels, as ``Folder.name_label`` names them. None: there are none.
+        has_pictures: pictures will be placed in it.
         by_stem: the format's readers look for labels by a picture's name without extension, so none may be shared.
 
     Raises:
-        OptionsError: it holds something else, or two images have one name, or a name leads out of the folder.
+        OptionsError: it holds something else, or two images would have one file, or a name leads out of the folder, or is
+            too long for one.
         StorageError: it can't be read or written.
     """
     record: dict[str, Any] = {
@@ -143,13 +160,19 @@ def open_folder(run: Run, target: str, *, kind: str, options: SelectionOptions, 
         "mask_options": run.options.model_dump(mode="json"),
         "export_options": options.model_dump(mode="json", exclude={"overwrite"}),
     }
+    if run.prompts is not None:  # What was asked decides masks, too.
+        record["fingerprint"] = run.fingerprint
     if options.drop_empty and run.reviews:  # Decides which files there are. Otherwise another review writes over all of them.
         record["review_sha256"] = run.reviews.digest
-    shared = find_shared_stems(run, options=options)
-    if by_stem and shared:
-        pair = " and ".join(sorted(shared[min(shared)])[:2])
-        raise OptionsError(f"{pair} would share their labels: {kind} finds them by the name without its extension; rename one")
-    stems = keep_labels_apart(run, shared, options=options)
+    stems = keep_labels_apart(
+        run,
+        kind=kind,
+        options=options,
+        label_suffix=label_suffix,
+        has_pictures=has_pictures,
+        by_stem=by_stem,
+        is_disk=storage.uri_to_path(target) is not None,
+    )
     # They decide what labels are called: once an unfinished run has gone on, those of before may be stale.
     record["shared_stems_sha256"] = hashlib.sha256(os.fsencode("\n".join(sorted(stems)))).hexdigest() if stems else None
     folder = Folder(target, stems, run.image_column, is_renewed=_check_target(target, record))
@@ -180,7 +203,10 @@ def write_beside_pictures(
         OptionsError, StorageError: as ``open_folder``; also a part of the run can't be read.
     """
     report = Report()
-    with open_folder(run, target, kind=kind, options=options, by_stem=by_stem) as folder:
+    has_pictures = options.images != "none"
+    with open_folder(
+        run, target, kind=kind, options=options, label_suffix=".json", has_pictures=has_pictures, by_stem=by_stem
+    ) as folder:
         for image in select_images(run, options=options, report=report, watch=watch):
             name = name_in_split(image, image.name, options=options)
             picture = folder.place_picture(image, name, how=options.images, report=report)
@@ -196,69 +222,6 @@ def write_beside_pictures(
 def name_in_split(image: ExportImage, name: str, *, options: SelectionOptions) -> str:
     """The name of one of an image's files in the folder: below ``train/`` or ``val/`` where there is a split."""
     return f"{image.split}/{name}" if options.val_fraction else name
-
-
-def has_image_extension(name: str) -> bool:
-    """Whether a name ends as pictures do."""
-    return PurePosixPath(name).suffix.lower() in IMAGE_EXTENSIONS
-
-
-def drop_extension(name: str) -> str:
-    """``sub/a.b.jpg`` -> ``sub/a.b``; a name that only begins with a dot has none."""
-    folder, slash, file = name.rpartition("/")
-    return folder + slash + (file.rpartition(".")[0] or file)
-
-
-def find_shared_stems(run: Run, *, options: SelectionOptions) -> dict[str, set[str]]:
-    """Names without extension that several images of the run have in common, and those images' names.
-
-    Only eight bytes an image are held in memory: names are looked at again where their hashes meet.
-
-    Raises:
-        OptionsError: two images have the same name, extension and all; or a name is absolute or leads out of a folder.
-    """
-    hashes = np.sort(np.fromiter((_hash(drop_extension(name)) for name in _iterate_names(run, options)), np.int64))
-    met = frozenset(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
-    if not met:
-        return {}
-    names: dict[str, set[str]] = {}
-    for name in _iterate_names(run, options):
-        stem = drop_extension(name)
-        if _hash(stem) not in met:
-            continue
-        if name in names.setdefault(stem, set()):
-            raise OptionsError(f"two images are called {name}; a folder of labels needs a name each (see --relative-to)")
-        names[stem].add(name)
-    return {stem: group for stem, group in names.items() if len(group) > 1}
-
-
-def keep_labels_apart(run: Run, shared: Mapping[str, set[str]], *, options: SelectionOptions) -> frozenset[str]:
-    """The stems whose images keep their extension in the names of their labels, so that no two labels have one name.
-
-    Those that are shared; and where ``a.jpg`` keeps its extension, the stem of ``a.jpg.png``, and so on.
-    """
-    stems = set(shared)
-    keeping = {name for group in shared.values() for name in group} - stems
-    while keeping:
-        met = {name for name in _iterate_names(run, options) if drop_extension(name) in keeping}
-        stems |= {drop_extension(name) for name in met}
-        keeping = met - stems
-    return frozenset(stems)
-
-
-def _iterate_names(run: Run, options: SelectionOptions) -> Iterator[str]:
-    for row in iterate_rows(run, table="images", columns=["uri", "file_name", "status"]):
-        if row["status"] != "ok":
-            continue
-        name = name_image(row, options=options)
-        if name.startswith("/") or "://" in name or ".." in name.split("/"):
-            raise OptionsError(f"{name} is no name for a file in a folder; say with --relative-to where names begin")
-        yield name
-
-
-def _hash(text: str) -> Any:
-    # Python's own differs from run to run, but only equality within this process counts.
-    return np.int64(hash(text))
 
 
 def _check_target(target: str, record: dict[str, Any]) -> bool:

@@ -25,7 +25,7 @@ def export_masks(run: Run, target: str, *, options: SelectionOptions, watch: Wat
         StorageError: a part can't be read, or a file can't be written.
     """
     report = Report()
-    with open_folder(run, target, kind="masks", options=options) as folder:
+    with open_folder(run, target, kind="masks", options=options, label_suffix=".png", has_pictures=False) as folder:
         for image in select_images(run, options=options, report=report, watch=watch):
             name = folder.name_label(image, ".png", options=options)
             folder.write(name, encode_png(paint_ids(image, report=report)))

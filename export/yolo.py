@@ -13,6 +13,7 @@ be the photo that was labeled, so these are copied.
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated
@@ -20,13 +21,16 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from export.folders import FolderOptions, has_image_extension, open_folder
+from export.folders import FolderOptions, open_folder
+from export.names import has_image_extension
 from export.polygons import counts_to_polygons
 from export.selection import ExportImage, Report, Watch, name_categories, select_images
 from labeler.runs import Run
 
 _READ_SUFFIXES = frozenset({".bmp", ".dng", ".heic", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"})
 """Of pictures that Ultralytics 8.3 and 8.4 list; all others they pass by without a word."""
+_NOT_IN_YAML = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
+"""What its readers refuse or take for the end of a line. JSON escapes what is before; no code above 16 bits is among them."""
 _JPEG_BEGIN, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 
 
@@ -47,14 +51,20 @@ def export_yolo(run: Run, target: str, *, options: YoloOptions, watch: Watch | N
     report = Report()
     names = name_categories(run)
     classes = {category_id: number for number, category_id in enumerate(names)}
-    with open_folder(run, target, kind="yolo", options=options, by_stem=True) as folder:
+    has_pictures = options.images != "none"
+    with open_folder(
+        run, target, kind="yolo", options=options, label_suffix=".txt", has_pictures=has_pictures, by_stem=True
+    ) as folder:
         for image in select_images(run, options=options, report=report, watch=watch):
             picture = f"images/{image.split}/{image.name}"
+            num_missing = report.num_pictures_missing
             picture = folder.place_picture(image, picture, how=options.images, report=report, may_link=_stays_as_it_is)
-            if not has_image_extension(picture):  # Not there, or of no known format: as if it came as a JPEG.
+            if has_image_extension(picture):
+                suffix = PurePosixPath(picture).suffix.lower()
+                report.unread_suffixes[suffix] += suffix not in _READ_SUFFIXES
+            else:  # Not there, or of no usual format: as if it came as a JPEG.
                 picture += ".jpg"
-            suffix = PurePosixPath(picture).suffix.lower()
-            report.unread_suffixes[suffix] += suffix not in _READ_SUFFIXES
+                report.unread_suffixes["without extension"] += has_pictures and report.num_pictures_missing == num_missing
             folder.write(name_labels(picture), "".join(_to_lines(image, classes, options, report)).encode("ascii"))
         folder.write("data.yaml", _describe(names.values(), report).encode())
     return report
@@ -96,6 +106,12 @@ def _describe(names: Iterable[str], report: Report) -> str:
     train, val = "train" if has_train or not has_val else "val", "val" if has_val else "train"
     note = "" if has_val else "  # none was set aside (--val-fraction)"
     lines = [f"train: images/{train}\nval: images/{val}{note}\nnames:\n"]
-    # JSON's texts are YAML's, and none of them is taken for a number or for "no".
-    lines += [f"  {number}: {json.dumps(name, ensure_ascii=False)}\n" for number, name in enumerate(names)]
+    lines += [f"  {number}: {_quote(name)}\n" for number, name in enumerate(names)]
     return "".join(lines)
+
+
+def _quote(name: str) -> str:
+    """JSON's texts are YAML's, once these are escaped, too; and none of them is taken for a number or for "no"."""
+    # Not all of ASCII alone: JSON has two escapes for one rare character, and YAML reads them as two.
+    text = json.dumps(name.encode(errors="replace").decode(), ensure_ascii=False)
+    return _NOT_IN_YAML.sub(lambda match: f"\\u{ord(match[0]):04x}", text)

@@ -1,6 +1,7 @@
 """COCO export, judged by pycocotools' own loader."""
 
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from export import cli, coco
 from export.coco import CocoOptions, export_coco
 from export.selection import Report
 from labeler.errors import OptionsError, StorageError
@@ -219,6 +221,26 @@ def test_a_side_without_images_is_a_valid_file(make_run: Any, tmp_path: Path) ->
     run = read_run(str(make_run([("a.jpg", HW, [])])))
     _, names = export_coco(run, str(tmp_path / "coco.json"), options=CocoOptions(val_fraction=0.01))
     assert [len(COCO(name).imgs) for name in names] == [1, 0]
+
+
+@pytest.mark.parametrize("spool_bytes", [1, 1 << 24])
+def test_a_full_temporary_folder_is_said(
+    make_run: Any, photos: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, spool_bytes: int
+) -> None:
+    """By its name and in one line, with no file left; what fits into memory needs no such folder."""
+    monkeypatch.setattr(coco, "_SPOOL_BYTES", spool_bytes)
+    monkeypatch.setattr(tempfile, "tempdir", "/somewhere/tmp")
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: Path("/dev/full").open("w+b"))  # noqa: SIM115
+    run = make_run(photos)
+    if spool_bytes > 1:
+        assert cli.main(["coco", str(run), str(tmp_path / "coco.json")]) == 0
+        return
+    assert cli.main(["coco", str(run), str(tmp_path / "coco.json")]) == 1
+    said = capsys.readouterr().err
+    assert "/somewhere/tmp can't be used: No space left on device" in said
+    assert "Traceback" not in said
+    assert not list(tmp_path.glob("*coco*"))
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_a_store_is_a_target(make_run: Any, photos: list[Any], tmp_path: Path) -> None:

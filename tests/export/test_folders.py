@@ -4,16 +4,20 @@ import errno
 import json
 import os
 import shutil
+import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+import yaml
 from PIL import Image as PillowImage
 
 from export import cli
-from export.folders import FolderOptions
+from export import names as names_of_files
+from export.folders import Folder, FolderOptions, open_folder
 from export.labelme import LabelmeOptions, export_labelme
 from export.masks import export_masks
 from export.options import SelectionOptions
@@ -21,7 +25,7 @@ from export.sa1b import export_sa1b
 from export.yolo import YoloOptions, export_yolo, name_labels
 from labeler import rle
 from labeler.errors import OptionsError, StorageError
-from labeler.runs import Run, read_run
+from labeler.runs import PromptsRecord, Run, read_run
 
 HW = (48, 64)
 FORMATS = [
@@ -77,6 +81,20 @@ def test_the_same_export_again_gives_the_same_bytes(
     (tmp_path / "foreign" / "thesis.txt").write_text("")
     with pytest.raises(OptionsError, match="not an empty folder"):
         export(run, str(tmp_path / "foreign"), options=options())
+
+
+def test_masks_of_other_prompts_are_another_export(run: Run, tmp_path: Path) -> None:
+    """Of the same photos, model and options: else labels of one run would stay between those of the other."""
+
+    def open_for(fingerprint: str) -> Folder:
+        asked = PromptsRecord(categories=(), num_without_category=0, has_image_ids=False)
+        prompted = replace(run, prompts=asked, fingerprint=fingerprint)
+        with open_folder(prompted, str(tmp_path / "out"), kind="masks", options=SelectionOptions()) as folder:
+            return folder
+
+    assert [open_for("a").is_renewed for _ in range(2)] == [False, True]
+    with pytest.raises(OptionsError, match=r"another export .*fingerprint differ"):
+        open_for("b")
 
 
 @each_format
@@ -151,6 +169,136 @@ def test_names_no_folder_can_hold_are_refused(
     if len(names) == 1:
         report = export(run, str(tmp_path / "out"), options=options(relative_to=str(tmp_path / "photos")))
         assert report.num_images == 1
+
+
+@each_format
+@pytest.mark.parametrize("names", [["a//b.jpg", "a/b.jpg"], ["a/b.jpg", "a/./b.jpg"], ["./a.jpg", "a.jpg"]])
+def test_names_of_one_file_are_refused(
+    make_run: Any, tmp_path: Path, export: Any, options: Any, picture: str | None, label: str, names: list[str]
+) -> None:
+    """A bucket and an archive keep them apart, a disk does not: the pair is named before anything is written."""
+    run = read_run(str(make_run([(name, HW, []) for name in names])))
+    with pytest.raises(OptionsError) as caught:
+        export(run, str(tmp_path / "out"), options=options())
+    assert all(name in str(caught.value).split() for name in names)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("how", ["copy", "none"])
+@pytest.mark.parametrize(
+    ("names", "by_labels", "by_pictures"),
+    [
+        (["a.jpg", "a.jpg/b.jpg"], "", "yolo sa1b labelme"),  # The picture is where a folder should be.
+        (["a", "x.jpg", "a.bmp/b/c.jpg"], "", "yolo sa1b labelme"),  # So it may be, once it has its extension.
+        (["a.jpg", "a.json/b.jpg"], "sa1b labelme", ""),  # The label is.
+        (["a.jpg", "a.txt/b.jpg"], "yolo", ""),
+        (["a.jpg", "a.png/b.jpg"], "masks", ""),
+        (["a.jpg", "a.png", "a.jpg.json/b.jpg"], "sa1b yolo labelme", ""),  # The label that keeps its extension; shared.
+        (["a.jpg", "a.png", "a.jpg.png/b.jpg"], "masks yolo labelme", ""),
+        (["a", "a.png", "a/b.jpg"], "yolo labelme", "sa1b"),  # The picture without extension stays so beside the other.
+        (["a.jpg", "a/b.jpg", "a.b/a.jpg"], "", ""),
+        ([".export.jpg"], "sa1b labelme", ""),  # Its label would be the record.
+        ([".export.json/a.jpg"], "yolo sa1b labelme masks", ""),
+    ],
+)
+def test_files_that_get_in_each_others_way_are_refused(
+    make_run: Any, tmp_path: Path, how: Any, names: list[str], by_labels: str, by_pictures: str
+) -> None:
+    """Before anything is written, and only where they do; else there is a label for each image, and a picture if asked for."""
+    run = read_run(str(make_run([(name, HW, []) for name in names])))
+    refused = by_labels.split() + by_pictures.split() * (how == "copy")
+    for export, options, picture, _ in FORMATS:
+        out = tmp_path / export.__name__
+        more = {"images": how} if picture else {}
+        if export.__name__.removeprefix("export_") in refused:
+            with pytest.raises(OptionsError) as caught:
+                export(run, str(out), options=options(**more))
+            assert names[0] in str(caught.value)
+            assert not out.exists()
+        else:
+            export(run, str(out), options=options(**more))
+            num_pictures = len(names) if picture and how == "copy" else 0
+            assert len(list_names(out)) == len(names) + num_pictures + (export is export_yolo)
+
+
+@each_format
+def test_names_too_long_for_a_disk_are_refused(
+    make_run: Any, tmp_path: Path, export: Any, options: Any, picture: str | None, label: str
+) -> None:
+    """By name and before anything is written, where a label is longer than its image; a shorter one is linked."""
+    for number, (stem, is_taken) in enumerate((("x" * 250, True), ("日" * 83 + "x", True), ("x" * 251, False))):
+        run = read_run(str(make_run([(f"sub/{stem}.jpg", HW, []), ("b.jpg", HW, [])])))
+        out = tmp_path / str(number)
+        if is_taken or export in (export_yolo, export_masks):  # .txt and .png are no longer than .jpg.
+            export(run, str(out), options=options())
+            assert all(p.is_symlink() for p in out.rglob("*.jpg"))
+        else:
+            with pytest.raises(OptionsError, match=f"^sub/{stem}.jpg is too long a name.* 256 bytes"):
+                export(run, str(out), options=options())
+            assert not out.exists()
+        shutil.rmtree(run.output)
+
+
+def test_labels_that_keep_their_extension_may_be_too_long(make_run: Any, tmp_path: Path) -> None:
+    """As those of images that share their stem do."""
+    run = read_run(str(make_run([("x" * 251 + extension, HW, []) for extension in (".jpg", ".png")])))
+    with pytest.raises(OptionsError, match=r"too long a name.* 259 bytes"):
+        export_masks(run, str(tmp_path / "out"), options=SelectionOptions())
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("how", ["link", "copy", "none"])
+@pytest.mark.parametrize(("export", "options"), [f[:2] for f in FORMATS if f[2]])
+def test_pictures_without_extension_get_that_of_their_format(
+    make_run: Any, tmp_path: Path, export: Any, options: Any, how: Any
+) -> None:
+    """Ultralytics and labelme pass others by; and what follows a dot is part of the name, so these share no labels."""
+    names = ["objects/ab12", "img.0001", "img.0002", "odd"]
+    run = read_run(str(make_run([(name, HW, []) for name in names])))
+    PillowImage.new("RGB", HW[::-1]).save(tmp_path / "photos" / "3.png", "PPM")  # Has no signature that is known.
+    report = export(run, str(tmp_path / "out"), options=options(images=how))
+    folders = ("labels/train/", "images/train/", ".txt") if export is export_yolo else ("", "", ".json")
+    labels, pictures, suffix = folders
+    placed = [] if how == "none" else [f"{pictures}{name}" + ".png" * (name != "odd") for name in names]
+    extra = ["data.yaml"] if export is export_yolo else []
+    assert list_names(tmp_path / "out") == sorted([*(labels + name + suffix for name in names), *placed, *extra])
+    assert all((tmp_path / "out" / name).is_symlink() == (how == "link") for name in placed)
+    assert all((tmp_path / "out" / name).stat().st_size > 0 for name in placed)
+    if export is export_yolo:
+        assert +report.unread_suffixes == ({} if how == "none" else {"without extension": 1})
+    else:
+        record = json.loads((tmp_path / "out" / "img.0001.json").read_text())
+        found = record["imagePath"] if export is export_labelme else record["image"]["file_name"]
+        assert found == ("img.0001" if how == "none" else "img.0001.png")
+
+
+@pytest.mark.parametrize("how", ["link", "copy"])
+def test_a_picture_without_extension_stays_apart_from_one_with(make_run: Any, tmp_path: Path, how: Any) -> None:
+    """``a`` as ``a.png`` would lie over another: it keeps its name, and where readers need more it is refused."""
+    run = read_run(str(make_run([(name, (number + 5, 8), []) for number, name in enumerate(("a", "a.png"))])))
+    export_sa1b(run, str(tmp_path / "out"), options=FolderOptions(images=how))
+    assert list_names(tmp_path / "out") == ["a", "a.json", "a.png", "a.png.json"]
+    for name, height in (("a", 5), ("a.png", 6)):
+        with PillowImage.open(tmp_path / "out" / name) as picture:
+            assert picture.height == height
+        assert json.loads((tmp_path / "out" / f"{name}.json").read_text())["image"]["file_name"] == name
+    for export, options in ((export_yolo, YoloOptions), (export_labelme, LabelmeOptions)):
+        with pytest.raises(OptionsError, match=r"a and a\.png would share"):
+            export(run, str(tmp_path / "no"), options=options())
+
+
+def test_names_are_held_in_eight_bytes_each(make_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where none of them meet: not in a text, nor in a Python number."""
+    run = read_run(str(make_run([])))
+    num_images = 200_000
+    names = ({"uri": "", "file_name": f"sub{n % 50}/{n}.jpg", "status": "ok"} for n in range(num_images))
+    monkeypatch.setattr(names_of_files, "iterate_rows", lambda *_, **__: names)
+    tracemalloc.start()
+    met = names_of_files._Names(run, SelectionOptions(), ".json", True, 255).find_met()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert not met
+    assert peak < 30 * num_images  # While the eight bytes are sorted, too.
 
 
 @pytest.mark.parametrize("how", ["link", "copy", "none"])
@@ -307,6 +455,22 @@ def test_pictures_that_ultralytics_passes_by_are_said(make_run: Any, tmp_path: P
     run = make_run([(name, HW, []) for name in ("a.png", "b.gif", "c.JPG", "d.gif", "e.jfif")])
     assert cli.main(["yolo", str(run), str(tmp_path / "out")]) == 0
     assert "passes by pictures that end so: 2 .gif, 1 .jfif" in capsys.readouterr().out
+
+
+def test_any_name_of_a_class_can_be_read(make_run: Any, tmp_path: Path) -> None:
+    """By both of PyYAML's loaders: control characters, other ends of lines, rare characters, what looks like no text."""
+    characters = "".join(map(chr, [*range(0x250), 0x2028, 0x2029, 0xFEFF, 0xFFFE, 0xFFFF, 0x1F600, 0x10FFFF]))
+    names = [characters, "no", "1", "null", "a: b # c", 'say "it"', "café 日本", "lone \ud83d"]
+    asked = PromptsRecord(
+        categories=tuple({"id": n, "name": name} for n, name in enumerate(names)), num_without_category=0, has_image_ids=False
+    )
+    prompted = replace(read_run(str(make_run([]))), prompts=asked)
+    export_yolo(prompted, str(tmp_path / "out"), options=YoloOptions())
+    text = (tmp_path / "out" / "data.yaml").read_text()
+    for loader in (yaml.SafeLoader, yaml.CSafeLoader):
+        read = yaml.load(text, loader)["names"]
+        assert list(read.values()) == [*names[:-1], "lone ?"]
+    assert "café 日本" in text
 
 
 def test_a_side_on_which_no_image_fell_is_not_named(make_run: Any, tmp_path: Path) -> None:

@@ -122,6 +122,25 @@ def test_a_picture_that_is_gone_is_counted(make_placed: MakePlaced, tmp_path: Pa
     assert len([p for p in (tmp_path / "out").rglob("*.json") if p.name[0] != "."]) == 3
 
 
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+@pytest.mark.parametrize("damage", ["other bytes", "damaged", "cut off"])
+def test_a_damaged_archive_or_table_is_like_a_missing_one(
+    make_placed: MakePlaced, tmp_path: Path, kind: str, damage: str
+) -> None:
+    """Labels are written and overlays say why they are none; neither export ends."""
+    run = make_placed(kind)
+    place = tmp_path / ("a b.tar" if kind == "tar" else "part.parquet")
+    data = place.read_bytes()
+    middle = len(data) // 3
+    zeros = data[:4] + bytes(middle) + data[4 + middle :]
+    place.write_bytes({"other bytes": b"thesis" * 100, "damaged": zeros, "cut off": data[:middle]}[damage])
+    report = export_sa1b(run, str(tmp_path / "out"), options=FolderOptions(images="copy"))
+    assert len([p for p in (tmp_path / "out").rglob("*.json") if p.name[0] != "."]) == 3
+    preview = export_preview(run, str(tmp_path / "look"), options=PreviewOptions())
+    assert preview.num_overlays + preview.num_unreadable == 3
+    assert report.num_pictures_missing > 0 or kind == "tar"
+
+
 @pytest.fixture
 def samples(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What is put into FiftyOne's database, in the place of that package."""

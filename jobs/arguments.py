@@ -14,14 +14,17 @@ def read_config(tokens: Sequence[str]) -> list[Dict]:
     """What ``--config`` names, for cyclopts to put below what is typed."""
     path = next((b for a, b in itertools.pairwise(tokens) if a == "--config"), None)
     path = next((token.partition("=")[2] for token in tokens if token.startswith("--config=")), path)
-    if path is None:
-        return []
+    if path is None or not path.strip():
+        return []  # One that is empty is refused as every empty text is.
     try:
         content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise OptionsError(f"--config: can't read {path}: {error.strerror}") from error
     except ValueError as error:
         raise OptionsError(f"--config: {path} is not TOML: {error}") from error
+    tables = sorted(name for name, value in content.items() if isinstance(value, dict))
+    if tables:
+        raise OptionsError(f"--config {path}: options stand by themselves, not below [{tables[0]}]")
     return [Dict(content, use_commands_as_keys=False, allow_unknown=False, source=path)]
 
 

@@ -34,12 +34,12 @@ from jobs.sources import list_images
 from jobs.tallies import read_standing
 from labeler import storage, tables
 from labeler.checkpoints import CHECKPOINTS
-from labeler.errors import OptionsError, StorageError
-from labeler.flags import EXIT_DONE, EXIT_STOPPED, EXIT_USAGE, MaskFlags, given_options, run_command
+from labeler.errors import OptionsError, StorageError, UnknownModelError
+from labeler.flags import EXIT_DONE, EXIT_STOPPED, EXIT_USAGE, MaskFlags, given_options, refuse_empty_arguments, run_command
 from labeler.model_folder import read_model_info
 from labeler.models import find_model
 from labeler.options import Preset, PromptOptions, check_given_options, name_prices, resolve_mask_options
-from labeler.retries import TRIES_OF_A_MINUTE, use_retries
+from labeler.retries import RETRIES_OF_A_MINUTE, use_retries
 from labeler.stores import find_bucket, parse_store_options, use_store_options
 
 EXIT_TOO_MANY_FAILED = 3
@@ -245,7 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (default: this process's); returns its exit code."""
     tokens = complete_retry_failed(list(sys.argv[1:] if arguments is None else arguments))
     try:
-        app.config = read_config(tokens)
+        app.config = [*read_config(tokens), refuse_empty_arguments]
     except OptionsError as error:
         _say(f"error: {error}")
         return EXIT_USAGE
@@ -292,13 +292,19 @@ def _find_model(name: str, *, record: RunRecord | None, output: str) -> Path:
     official = CHECKPOINTS.get(name)
     if record and official and official.sha256 == record.model.checkpoint_sha256 and record.model.name == name:
         return find_model(storage.join(output, "model"))
-    return find_model(name)
+    try:
+        return find_model(name)
+    except UnknownModelError:
+        if record is None or record.model.name != storage.encode_name(name):
+            raise
+        _say(f"there is no {name} here any more; the run's own copy is used")
+        return find_model(storage.join(output, "model"))
 
 
 def _open_run(output: str, storage_options: Sequence[str]) -> RunRecord:
     """The run, with the store options that ``label`` was given: those of other places are of no use here."""
     use_store_options(parse_store_options(storage_options, places={"input": None, "output": output, "model": None}))
-    use_retries(TRIES_OF_A_MINUTE)
+    use_retries(RETRIES_OF_A_MINUTE)
     return _read_run(output)
 
 

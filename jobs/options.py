@@ -6,11 +6,23 @@ is about and is frozen at its first start; ``JobOptions`` may change at every re
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from labeler.retries import TRIES_OF_A_MINUTE
+from labeler.retries import RETRIES_OF_A_MINUTE
+
+
+def _check_text(text: str) -> str:
+    """A run's record is JSON, which has no bytes that are not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("must be UTF-8; in a pattern ? stands for any other byte") from None
+    return text
+
 
 _Count = Annotated[int, Field(ge=1)]
+_NumWorkers = Annotated[int, Field(ge=1, le=100_000)]
+_Text = Annotated[str, AfterValidator(_check_text)]
 
 
 class Selection(BaseModel):
@@ -18,11 +30,11 @@ class Selection(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    include: tuple[str, ...] = ()
+    include: tuple[_Text, ...] = ()
     """Label only images whose file name matches this pattern, such as ``train/*.jpg``. May be repeated. ``*`` stands for
     slashes too, and braces for themselves: patterns of names, unlike those of --input."""
 
-    exclude: tuple[str, ...] = ()
+    exclude: tuple[_Text, ...] = ()
     """Leave out images whose file name matches this pattern. May be repeated; wins over --include."""
 
     limit: _Count | None = None
@@ -37,10 +49,10 @@ class Selection(BaseModel):
     images_root: str | None = None
     """Where the names in a list or COCO file begin. Not set: in the folder that the list itself is in."""
 
-    keep_columns: tuple[str, ...] = ()
+    keep_columns: tuple[_Text, ...] = ()
     """A column of a list, COCO file or Parquet file to carry into the images table, as text. May be repeated."""
 
-    image_column: str | None = None
+    image_column: _Text | None = None
     """The column of Parquet files that holds the images, where there are several and none is called image."""
 
 
@@ -49,19 +61,19 @@ class JobOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
-    workers: _Count | Literal["auto"] = "auto"
+    workers: _NumWorkers | Literal["auto"] = "auto"
     """Processes that label side by side, each with its own model in memory. 'auto' fills all CPUs there are."""
 
-    min_workers: _Count | None = None
+    min_workers: _NumWorkers | None = None
     """With --workers auto: ask for so many even where there is no room yet, so that a cluster that can grow does."""
 
-    max_workers: _Count | None = None
+    max_workers: _NumWorkers | None = None
     """With --workers auto: ask for so many and never more, instead of as many as there is room for now."""
 
-    cpus_per_worker: _Count = 1
+    cpus_per_worker: Annotated[int, Field(ge=1, le=4096)] = 1
     """CPU threads one worker computes with. Fewer and wider workers need less memory; narrow ones are faster in sum."""
 
-    images_per_shard: _Count = 64
+    images_per_shard: Annotated[int, Field(ge=1, le=1_000_000)] = 64
     """Images committed together: what is lost at most when a worker dies. Frozen with the plan; a resume keeps its size."""
 
     retries: Annotated[int, Field(ge=0)] = 3
@@ -84,7 +96,7 @@ class JobOptions(BaseModel):
     @property
     def storage_retries(self) -> int:
         """How often a storage call that failed is tried again: the pauses between so many add up to a minute."""
-        return max(self.retries, TRIES_OF_A_MINUTE) if self.retries else 0
+        return max(self.retries, RETRIES_OF_A_MINUTE) if self.retries else 0
 
     @model_validator(mode="after")
     def _min_is_not_more_than_max(self) -> Self:

@@ -43,7 +43,7 @@ class SortedRefs:
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         left = self._limit
         for rows in merge_runs([_read_blocks(run) for run in self._runs]):
-            chosen = rows if left is None else rows.slice(0, left)
+            chosen = rows if left is None else rows.slice(0, min(left, rows.num_rows))  # Arrow takes no larger integers.
             yield from chosen.select(REFS_SCHEMA.names).combine_chunks().to_batches()
             left = None if left is None else left - chosen.num_rows
             if left == 0:

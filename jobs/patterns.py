@@ -63,8 +63,15 @@ def expand_braces(pattern: str) -> Iterator[str]:
 
 
 def compile_pattern(pattern: str) -> Callable[[str], object]:
-    """Tells whether the path of a file below the fixed folder is meant."""
-    return re.compile("|".join(map(_glob_to_regex, expand_braces(pattern)))).fullmatch
+    """Tells whether the path of a file below the fixed folder is meant.
+
+    Raises:
+        OptionsError: it has brackets in which nothing can be, such as ``[z-a]``.
+    """
+    try:
+        return re.compile("|".join(map(_glob_to_regex, expand_braces(pattern)))).fullmatch
+    except re.error as error:
+        raise OptionsError(f"--input: {pattern} is no pattern: {error.msg}") from error
 
 
 def _split_scheme(root: str) -> tuple[str, str]:

@@ -43,7 +43,7 @@ class _Record(BaseModel):
 
 
 class ModelRecord(_Record):
-    """Which model a run uses. ``name`` is what was typed; two names of the same model are the same model."""
+    """Which model a run uses. ``name`` is what was typed, as tables hold names; two names of one model are the same model."""
 
     name: str
     model_type: str
@@ -103,7 +103,7 @@ class PlannedImage(NamedTuple):
 def describe_model(info: ModelInfo, *, name: str) -> ModelRecord:
     """A model folder's ``model.json`` as a run records it."""
     return ModelRecord(
-        name=name,
+        name=storage.encode_name(name),  # It may be a path with bytes that are not UTF-8, which JSON has not.
         model_type=info.model_type,
         sha256=model_sha256(info),
         checkpoint_sha256=info.checkpoint_sha256,
@@ -215,9 +215,12 @@ def read_run(output: str) -> RunRecord | None:
     except PermissionError as error:
         raise StorageError(f"{uri} may not be read: permission denied") from error
     try:
-        return RunRecord.model_validate_json(data)
+        record = RunRecord.model_validate_json(data)
     except ValidationError as error:
         raise OptionsError(f"{uri} is not a run this version can read: {str(error).splitlines()[0]}") from error
+    if record.schema_version != tables.SCHEMA_VERSION:
+        raise OptionsError(f"{uri} has schema version {record.schema_version}; this version reads {tables.SCHEMA_VERSION}")
+    return record
 
 
 def check_resume(record: RunRecord, spec: RunSpec, *, output: str) -> None:

@@ -4,14 +4,15 @@ Must not know Ray or how shards are labeled: it is told about images and shards 
 """
 
 import csv
+import io
 import json
 import logging
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from rich.progress import BarColumn, Progress, TextColumn
 from jobs.events import ImageDone, ShardCommitted
 from jobs.plan import RunRecord
 from jobs.shards import Tally
-from jobs.tallies import READS_AT_ONCE, ShardSet, ShardTallies, describe_counted, map_ahead
+from jobs.tallies import ShardSet, ShardTallies, describe_counted
 from labeler import storage, tables
+from labeler.ahead import READS_AT_ONCE, map_ahead
 from labeler.errors import StorageError
 from labeler.retries import trying_once
 from labeler.tables import STAGES
@@ -53,7 +55,7 @@ class Watch:
 
     Attributes:
         tally: all committed images of the run, earlier ones too.
-        num_todo: images to label when this process started.
+        num_todo: images to label since this process started, those twice whose shard does not count any more.
     """
 
     def __init__(
@@ -149,6 +151,7 @@ class Watch:
         if tally is not None:
             self.tally -= tally
             self._shards.discard(shard)
+            self.num_todo += tally.num_images
 
     def drop_shard(self, shard: int) -> None:
         """What was done of a shard in work is lost."""
@@ -336,7 +339,10 @@ def read_report(output: str, name: str) -> dict[str, Any] | None:
 
 
 def write_failures(output: str, shards: Sequence[int], target: Path) -> int:
-    """A CSV file of the images that failed in these committed shards; gives their number."""
+    """A CSV file of the images that failed in these committed shards, whole or not at all; gives their number.
+
+    Cells are what the tables hold, also where a spreadsheet would take one for a formula: scripts need names to be exact.
+    """
     columns = ["image_id", "file_name", "uri", "error_kind", "error_message"]
 
     def read_failures(shard: int) -> list[dict[str, Any]]:
@@ -350,15 +356,27 @@ def write_failures(output: str, shards: Sequence[int], target: Path) -> int:
     with ThreadPoolExecutor(READS_AT_ONCE) as pool:
         failures = map_ahead(pool, read_failures, shards, num_ahead=READS_AT_ONCE)
         try:
-            with target.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, columns)
-                writer.writeheader()
+            with _open_csv(target) as file:
+                file.write(_to_csv([columns]))
                 for rows in failures:
-                    writer.writerows(rows)
+                    file.write(_to_csv([row[name] for name in columns] for row in rows))
                     num_rows += len(rows)
         except OSError as error:
             raise StorageError(f"{target} can't be written: {error.strerror}") from error
     return num_rows
+
+
+def _open_csv(target: Path) -> AbstractContextManager[storage.Sink]:
+    """Whole or not at all, but for what must stay what it is: a link, a pipe or a terminal, such as ``/dev/stdout``."""
+    if target.is_symlink() or (target.exists() and not target.is_file()):
+        return target.open("wb")
+    return storage.open_whole(str(target))
+
+
+def _to_csv(rows: Iterable[Sequence[Any]]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    return text.getvalue().encode()
 
 
 def _write_json(output: str, name: str, content: Mapping[str, Any], *, check: Callable[[], None] = lambda: None) -> None:

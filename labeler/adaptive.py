@@ -16,7 +16,7 @@ COARSENESS = (4, 2, 1)
 """How many grid points a side stand behind one asked point, round by round."""
 
 LARGEST_COVER = 0.25
-"""The part of the image above which a mask spares no point: it is a ground, and things stand on it."""
+"""A mask that covers more of the image than this spares no point: it is background, and things stand on it."""
 
 
 def plan_rounds(grid: Float64) -> Iterator[Int64]:

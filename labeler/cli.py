@@ -4,6 +4,7 @@ Names of ``labeler`` are used through its door, so that ``--help`` and ``convert
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ import labeler
 from labeler import rle, storage
 from labeler.draw import paint_masks
 from labeler.errors import ImageError, OptionsError, StorageError
-from labeler.flags import EXIT_CODES_HELP, EXIT_DONE, MaskFlags, given_options, run_command
+from labeler.flags import EXIT_CODES_HELP, EXIT_DONE, MaskFlags, given_options, refuse_empty_arguments, run_command
 from labeler.images import decode_image, encode_png
 from labeler.limits import count_usable_cpus
 from labeler.options import MaskOptions, Precision, Preset, check_given_options, name_prices, resolve_mask_options
@@ -31,6 +32,7 @@ app = App(
     help_epilogue=EXIT_CODES_HELP,
     version_flags=(),
     suppress_keyboard_interrupt=False,
+    config=refuse_empty_arguments,
 )
 
 _MODEL_HELP = "The model: a folder made by `convert`, its URI, vit_b, vit_l, vit_h, or `tiny` (embedded, weak)."
@@ -240,6 +242,7 @@ def serve(
     if (model is None and run is None) or (images is not None and run is not None):
         raise OptionsError("say --model MODEL to click on photos, or --run OUTPUT (with --model or without) to review one")
     _open_stores(storage_options, model=model or "", images=images or "", run=run or "")
+    os.environ.update(HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_OFFLINE="1")  # Read when gradio is imported.
     try:
         from labeler.serve import serve_page  # gradio: the extra that no other command needs.
     except ImportError as error:

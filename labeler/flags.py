@@ -7,35 +7,44 @@ import atexit
 import contextlib
 import logging
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import UNSET, App, ArgumentCollection, CycloptsError, Parameter
 from pydantic import BaseModel, ValidationError, create_model
 
 from labeler.errors import ImageError, LabelerError, OptionsError
-from labeler.options import MaskOptions, describe_validation_error
+from labeler.options import MaskOptions, describe_validation_error, refuse_empty
 
 EXIT_DONE = 0
 EXIT_STOPPED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
 
 _TELLING = tuple(f"labeler.{module}" for module in ("checkpoints", "convert", "graphs", "models", "quantize"))
 """Whose work may take minutes, so that they say what they are at."""
 
 EXIT_CODES_HELP = (
-    "Exit codes: 0 done; 1 a file, the storage or the model is at fault; 2 usage or a bad option; 130 interrupted."
+    "Exit codes: 0 done; 1 a file, the storage or the model is at fault; 2 usage or a bad option; 130, 143 interrupted."
 )
+
+
+def refuse_empty_arguments(_app: App, _commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """For cyclopts to ask once all is read, also from ``--config``, and before an empty text becomes the current folder."""
+    tokens = ((argument.name, token) for argument in arguments for token in argument.tokens)
+    refuse_empty((name, token.value) for name, token in tokens if token.implicit_value is UNSET)  # A flag has no text.
 
 
 def leave(code: int) -> NoReturn:
     """End this process with its exit code, and without Python's own end.
 
-    While Python is taken down, a thread of a library in C++ that still wants to tell it something (Arrow's readers do) aborts
-    the process: exit -6 after work that was well. What was to be done at exit is done, what was said is out.
+    While Python is taken down, a thread of a C++ library that still wants to tell it something (Arrow's readers do) aborts
+    the process: exit code -6 after work that went well. Here exit handlers have run and output is flushed.
     """
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
@@ -80,8 +89,10 @@ def run_command(app: App, arguments: Sequence[str] | None = None) -> int:
     for name in _TELLING:
         logging.getLogger(name).setLevel(logging.INFO)
     tokens = list(sys.argv[1:] if arguments is None else arguments)
+    terminated: list[int] = []
     try:
-        result = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+        with _catch_sigterm(terminated):
+            result = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
         fault = error.__cause__
         message = describe_validation_error(fault) if isinstance(fault, ValidationError) else str(error).strip()
@@ -93,10 +104,29 @@ def run_command(app: App, arguments: Sequence[str] | None = None) -> int:
     except LabelerError as error:
         return _fail(str(error), code=EXIT_STOPPED)
     except KeyboardInterrupt:
-        return _fail("interrupted", code=EXIT_INTERRUPTED)
+        return _fail("terminated", code=EXIT_TERMINATED) if terminated else _fail("interrupted", code=EXIT_INTERRUPTED)
     if not tokens:  # The help was shown.
         return EXIT_USAGE
     return result if isinstance(result, int) else EXIT_DONE
+
+
+@contextlib.contextmanager
+def _catch_sigterm(received: list[int]) -> Iterator[None]:
+    """SIGTERM ends a command as Ctrl-C does, so that nothing half made is left. A second one ends the process at once."""
+
+    def interrupt(number: int, _frame: object) -> None:
+        received.append(number)
+        signal.signal(number, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _fail(message: str, *, code: int, hint: str = "") -> int:

@@ -150,7 +150,7 @@ def _decode(data: bytes, *, exif: Exif, max_pixels: int) -> Image:
 
 
 def _decode_mended(data: bytes, *, exif: Exif, max_pixels: int) -> Image | None:
-    """The image as mended bytes give it, or None where they don't, or where it hangs on how they were mended."""
+    """The image as mended bytes give it, or None where they don't, or where it depends on how they were mended."""
     image_format = _find_format(data)
     repair = sniff.propose_repair(data, image_format=image_format) if image_format else None
     if repair is None:

@@ -1,6 +1,6 @@
-"""Files that one process of a machine has at a time. The kernel takes them from a process that dies.
+"""Files that one process of a machine may hold at a time. The kernel releases them when it dies.
 
-On Windows, where there is no ``flock``, everybody has them.
+Windows has no ``flock``: there nothing is locked.
 """
 
 import os

@@ -69,21 +69,17 @@ class TracedMask:
 
     Attributes:
         runs: run lengths, background first.
-        facts: (5,) int64, area and box x0, y0, x1, y1; zeros where the mask is empty.
+        area, box_xyxy: in pixels, the corners (4,) inclusive; zeros where the mask is empty.
         stability: pixels above the high threshold over those above the low one, nan where there are none.
         predicted_iou, point_xy: as they are to stand in the result.
     """
 
     runs: UInt32
-    facts: Int64
+    area: np.int64
+    box_xyxy: Int64
     stability: np.float32
     predicted_iou: np.float32
     point_xy: Float64
-
-    @property
-    def area(self) -> int:
-        """In pixels."""
-        return int(self.facts[0])
 
 
 class Tracer:
@@ -128,9 +124,11 @@ class Tracer:
             transposed, self._columns, self._rows, self._thresholds, self._crop_xyxy[:2], height
         )
         stability = np.float32(num_high) / np.float32(num_low) if num_low else np.float32(np.nan)
+        measured = measure_edges(edges, height)
         return TracedMask(
             runs=edges_to_runs(edges, height * width),
-            facts=measure_edges(edges, height),
+            area=measured[0],
+            box_xyxy=measured[1:],
             stability=stability,
             predicted_iou=predicted_iou,
             point_xy=point_xy,
@@ -139,13 +137,12 @@ class Tracer:
     def collect(self, traced: Sequence[TracedMask]) -> MaskSet:
         """Traced masks as columns, in their order."""
         run_lengths, run_offsets = join_runs([mask.runs for mask in traced])
-        facts = np.array([mask.facts for mask in traced], np.int64).reshape(-1, 5)
         return MaskSet(
             image_hw=self._image_hw,
             run_lengths=run_lengths,
             run_offsets=run_offsets,
-            boxes_xyxy=facts[:, 1:],
-            areas=facts[:, 0],
+            boxes_xyxy=np.array([mask.box_xyxy for mask in traced], np.int64).reshape(-1, 4),
+            areas=np.array([mask.area for mask in traced], np.int64),
             predicted_iou=np.array([mask.predicted_iou for mask in traced], np.float32),
             stability_score=np.array([mask.stability for mask in traced], np.float32),
             points_xy=np.array([mask.point_xy for mask in traced], np.float64).reshape(-1, 2),

@@ -90,7 +90,7 @@ class MaskOptions(BaseModel):
     crop_n_points_downscale_factor: int = Field(1, ge=1, le=1024)
     """Layer i's grid has points_per_side divided by this to the power i points a side."""
 
-    min_mask_region_area: int = Field(0, ge=0)
+    min_mask_region_area: int = Field(0, ge=0, le=1_000_000_000)
     """Fill holes and drop islands smaller than this many pixels, then drop the duplicates that makes. 0 leaves all."""
 
     max_mask_area_ratio: float = Field(1.0, gt=0.0, le=1.0)
@@ -167,12 +167,23 @@ def resolve_mask_options(
 
 
 def check_given_options(given: Mapping[str, Any], *, preset: Preset | None) -> None:
-    """Say what is wrong with options before a model is fetched. Whether grids fit the layers hangs on its defaults, too.
+    """Say what is wrong with options before a model is fetched. Whether grids fit the layers depends on its defaults, too.
 
     Raises:
         OptionsError: see ``resolve_mask_options``.
     """
     resolve_mask_options({name: value for name, value in given.items() if name != "point_grids"}, preset=preset)
+
+
+def refuse_empty(given: Iterable[tuple[str, str]]) -> None:
+    """Of what was typed, by the name it has on the command line, no text is empty: as a place that is the current folder.
+
+    Raises:
+        OptionsError: one is, as where a shell's variable was not set.
+    """
+    for name, text in given:
+        if not text.strip():
+            raise OptionsError(f"{name} is empty: is a variable unset?")
 
 
 def name_prices(options: MaskOptions) -> list[str]:

@@ -80,7 +80,7 @@ def _check_numbers(prompt: Prompt) -> None:
     if not set(labels) <= {0, 1}:
         raise PromptError("malformed", "a point's label is 1 (inside the object) or 0 (outside)")
     if not np.isfinite([*(box or ()), *(number for point in points for number in point)]).all():
-        raise PromptError("malformed", "it holds a number that is none (NaN or infinite)")
+        raise PromptError("malformed", "it holds NaN or infinity")
     if box is None:
         return
     x0, y0, x1, y1 = box

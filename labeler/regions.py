@@ -29,8 +29,8 @@ def remove_small_regions(runs: UInt32, *, image_hw: Size, min_area: int) -> tupl
 def measure_runs(runs: UInt32, *, image_hw: Size) -> tuple[Box, int]:
     """Inclusive box (zeros where empty) and area of one mask."""
     edges = np.cumsum(runs, dtype=np.int64)[: len(runs) // 2 * 2]
-    facts = measure_edges(edges, image_hw[0])
-    return (int(facts[1]), int(facts[2]), int(facts[3]), int(facts[4])), int(facts[0])
+    area, x0, y0, x1, y1 = measure_edges(edges, image_hw[0]).tolist()
+    return (x0, y0, x1, y1), area
 
 
 @compiled

@@ -15,11 +15,12 @@ from typing import ParamSpec, TypeVar
 
 from labeler.errors import StorageError, StorageRefusedError
 
-TRIES_OF_A_MINUTE = 8
+RETRIES_OF_A_MINUTE = 8
 """The pauses between so many add up to about a minute."""
 
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
+_MOST_DOUBLINGS = 32  # The longest pause is reached long before; of the thousandth doubling no float would be left.
 _POLL_S = 0.2
 
 P = ParamSpec("P")
@@ -63,7 +64,7 @@ def call_with_retries(call: Callable[[], T]) -> T:
         except StorageRefusedError:
             raise
         except StorageError:
-            _pause(random.uniform(0.5, 1.0) * min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2**attempt))
+            _pause(random.uniform(0.5, 1.0) * min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(attempt, _MOST_DOUBLINGS)))
     with trying_once():
         return call()
 

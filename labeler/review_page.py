@@ -18,7 +18,7 @@ from labeler.reviews import Decision, MaskKey, ReviewedMask
 from labeler.runs import read_photo
 from labeler.scene import Scene, make_empty_scene, make_scene
 from labeler.session import Asked, Clicks, Desk
-from labeler.storage import decode_name
+from labeler.storage import printable_name
 from labeler.types import Image
 from labeler.widgets import (
     LOOK_AGAIN,
@@ -335,7 +335,7 @@ def _begin(mask: ReviewedMask) -> Asked:
 
 
 def _name(image: RunImage) -> str:
-    return decode_name(image.row["file_name"]).encode("utf-8", "replace").decode()
+    return printable_name(image.row["file_name"])
 
 
 def _describe_mask(mask: ReviewedMask) -> str:

@@ -35,6 +35,8 @@ def counts_to_runs(counts: str) -> UInt32:
     codes = np.frombuffer(counts.encode("ascii"), np.uint8).astype(np.int64) - 48
     if not len(codes):
         return np.zeros(0, np.uint32)
+    if (codes < 0).any() or (codes > 0x3F).any() or codes[-1] & 0x20:
+        raise ValueError(f"no compressed counts: {counts[:20]!r}")
     last = (codes & 0x20) == 0
     starts = np.flatnonzero(np.concatenate([[True], last[:-1]]))
     place = np.arange(len(codes)) - np.repeat(starts, np.diff(np.append(starts, len(codes))))

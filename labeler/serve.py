@@ -261,9 +261,7 @@ def _run_server(app: FastAPI, *, host: str, listener: socket.socket, say: Callab
 def _quiet_gradio() -> Iterator[None]:
     """gradio calls nobody, and has a folder of its own, which goes with the server."""
     with tempfile.TemporaryDirectory(prefix="labeler-page-") as folder:
-        os.environ.update(
-            GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=folder, HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_OFFLINE="1"
-        )
+        os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=folder)
         yield
 
 

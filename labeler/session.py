@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from labeler import rle
-from labeler.errors import LabelerError, OptionsError
+from labeler.errors import OptionsError
 from labeler.generator import generate_masks
 from labeler.options import resolve_mask_options
 from labeler.predictor import Predictor
@@ -226,8 +226,8 @@ class Desk:
                 return
             try:
                 self.embed(*wanted)
-            except LabelerError as error:
-                logger.warning("a photo can't be encoded: %s", error)  # Who clicks on it is told.
+            except Exception as error:  # Who clicks on it is told, and the next photo is encoded all the same.
+                logger.warning("a photo can't be encoded: %s", error)
 
     def embed(self, key: str, image: Image) -> Embedding:
         """The photo as the model sees it, encoded once while it is held."""

@@ -94,7 +94,7 @@ class Shelf:
         except (FileNotFoundError, PermissionError) as error:
             raise missing from error
         key = hashlib.sha256(f"{uri}\0{etag}".encode()).hexdigest()
-        return Photo(key, storage.decode_name(name).encode("utf-8", "replace").decode(), lambda: self._read(uri, name))
+        return Photo(key, storage.printable_name(name), lambda: self._read(uri, name))
 
     def keep(self, data: bytes) -> str:
         """Remember what was dropped, until too much was dropped after it. Returns the word for ``find_dropped``."""

@@ -12,7 +12,7 @@ channels; a prompt has T tokens, cut into h heads of d; h * T and h * d are far 
   masks are wanted (``MaskStage``).
 - A transposed convolution of kernel 2 and stride 2 is a linear layer to the 2x2 pixels of each; its upper and its lower row
   are made apart, so that all pixels of a row lie side by side in order and nothing has to be put in order afterwards.
-- The norm after the first one takes no mean away: the weights before it are made to give none.
+- The norm after the first one subtracts no mean: the weights before it are centred.
 """
 
 import math

@@ -245,19 +245,19 @@ def append_run(edges: Int64, num_edges: int, start: int, end: int) -> int:
 @compiled
 def measure_edges(edges: Int64, height: int) -> Int64:
     """[area, x0, y0, x1, y1] of runs given as [start, end, ...] positions; corners inclusive, zeros where there are none."""
-    facts = np.zeros(5, np.int64)
+    measured = np.zeros(5, np.int64)
     if not len(edges):
-        return facts
+        return measured
     top, bottom = height - 1, 0
     for i in range(0, len(edges), 2):
         start, last = edges[i], edges[i + 1] - 1
-        facts[0] += last - start + 1
+        measured[0] += last - start + 1
         one_column = start // height == last // height
         top = min(top, start % height if one_column else 0)
         bottom = max(bottom, last % height if one_column else height - 1)
-    facts[1], facts[3] = edges[0] // height, (edges[-1] - 1) // height
-    facts[2], facts[4] = top, bottom
-    return facts
+    measured[1], measured[3] = edges[0] // height, (edges[-1] - 1) // height
+    measured[2], measured[4] = top, bottom
+    return measured
 
 
 @compiled

@@ -1,5 +1,8 @@
 """The command line: what is refused, what is said, what is written nowhere. No Ray is needed to say no."""
 
+import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -7,10 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import ROOT, label_arguments, make_model
+from fakes import ROOT, freeze, label_arguments, make_model
 
+import export.cli
+import jobs.cli
 from jobs.options import JobOptions, Selection
+from labeler.errors import StorageError
 from labeler.options import MaskOptions
+
+HUGE = 10**19  # More than 64 bits hold.
 
 
 @pytest.mark.parametrize(
@@ -19,6 +27,15 @@ from labeler.options import MaskOptions
         (["--points-per-side", "0"], "--points-per-side: input should be greater than or equal to 1"),
         (["--pred-iou-thresh", "nan"], "--pred-iou-thresh"),
         (["--workers", "0"], "--workers"),
+        (["--workers", HUGE], "--workers: input should be less than or equal to 100000"),
+        (["--min-workers", HUGE], "--min-workers: input should be less than or equal to 100000"),
+        (["--max-workers", HUGE], "--max-workers: input should be less than or equal to 100000"),
+        (["--cpus-per-worker", HUGE], "--cpus-per-worker: input should be less than or equal to 4096"),
+        (["--images-per-shard", HUGE], "--images-per-shard: input should be less than or equal to 1000000"),
+        (["--min-mask-region-area", HUGE], "--min-mask-region-area: input should be less than or equal to 1000000000"),
+        (["--include", os.fsdecode(b"\xff*")], "--include: must be UTF-8"),
+        (["--exclude", os.fsdecode(b"\xff*")], "--exclude: must be UTF-8"),
+        (["--keep-columns", os.fsdecode(b"\xff")], "--keep-columns: must be UTF-8"),
         (["--max-error-rate", "1.5"], "--max-error-rate"),
         (["--pointz-per-side", "3"], "--pointz-per-side"),
         (["--preset", "sa2b"], "--preset"),
@@ -26,21 +43,92 @@ from labeler.options import MaskOptions
         (["--config", "none.toml"], "can't read none.toml"),
         (["--config", "bad.toml"], "bad.toml is not TOML"),
         (["--config", "unknown.toml"], "points_per_sid"),
+        (["--config", "tables.toml"], "not below [label]"),
         (["--include", "*.gif"], "the selection leaves none of its 12 images"),
+        (["--include", "[z-a]*"], "the selection leaves none of its 12 images"),
     ],
 )
 def test_misuse_is_exit_2_and_writes_nothing(
-    main: Callable[..., int], more: list[str], words: str, photos: Path, model_folder: Path, capsys: Any
+    main: Callable[..., int], more: list[Any], words: str, photos: Path, model_folder: Path, capsys: Any
 ) -> None:
     """One sentence that names the option."""
     Path("bad.toml").write_text("workers = = 2")
     Path("unknown.toml").write_text("points_per_sid = 3")
+    Path("tables.toml").write_text("[label]\nworkers = 2")
     command = ["label", "--input", photos, "--output", "out", "--model", model_folder]
     assert main(*command, *more) == 2
     error = capsys.readouterr().err
     assert words in error
     assert "Traceback" not in error
     assert not Path("out").exists()
+
+
+_LABEL: dict[str, Any] = {"--input": "photos", "--output": "out", "--model": "tiny"}
+
+
+@pytest.mark.parametrize("text", ["", " \t"])
+@pytest.mark.parametrize(
+    ("command", "options", "name"),
+    [
+        *((["label"], _LABEL | {name: ""}, name) for name in (*_LABEL, "--prompts", "--config", "--images-root", "--limit")),
+        (["status", ""], {}, "OUTPUT"),
+        (["status", "out"], {"--failures": ""}, "--failures"),
+        (["verify", ""], {}, "OUTPUT"),
+        (["bench"], {"--model": ""}, "--model"),
+        (["bench"], {"--model": "tiny", "--images": ""}, "--images"),
+        (["coco", "", "coco.json"], {}, "OUTPUT"),
+        *(([export, "out", ""], {}, "TARGET") for export in ("coco", "yolo", "sa1b", "labelme", "masks", "preview")),
+        (["fiftyone", "out", ""], {}, "NAME"),
+    ],
+)
+def test_an_unset_variable_is_not_the_current_folder(
+    main: Callable[..., int], command: list[str], options: dict[str, str], name: str, text: str, photos: Path, capsys: Any
+) -> None:
+    """Of every command and option, however the text is empty; nothing is written there."""
+    before = sorted(Path().rglob("*"))
+    tokens = [token or text for token in [*command, *(word for option in options.items() for word in option)]]
+    is_job = command[0] in {"label", "status", "verify", "bench"}
+    assert (main(*tokens) if is_job else export.cli.main(tokens)) == 2
+    assert f"error: {name} is empty: is a variable unset?" in capsys.readouterr().err
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_an_empty_text_in_a_config_file_is_one_too(main: Callable[..., int], capsys: Any) -> None:
+    """It is not the shell's there, and means as little."""
+    Path("job.toml").write_text('input = "photos"\noutput = ""\nmodel = "tiny"\n')
+    assert main("label", "--config", "job.toml") == 2
+    assert "--output is empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("pattern", ["[z-a]*.png", "{a,b}/[z-a].png", "[!].png"])
+def test_what_is_no_pattern_is_exit_2(main: Callable[..., int], pattern: str, photos: Path, capsys: Any) -> None:
+    """It is named, as is what is wrong with it."""
+    assert main("label", "--input", photos / pattern, "--output", "out", "--model", "tiny") == 2
+    assert f"error: --input: {pattern} is no pattern: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--limit", "--sample", "--max-pixels", "--retries", "--points-per-batch"])
+def test_more_than_there_is_means_all(
+    main: Callable[..., int], option: str, photos: Path, model_folder: Path, capsys: Any
+) -> None:
+    """However many digits a number has."""
+    assert main(*label_arguments(photos, Path("out"), model_folder, "--dry-run", option, HUGE)) == 0
+    assert "12 images" in capsys.readouterr().out
+
+
+def test_a_model_whose_name_is_no_text(
+    main: Callable[..., int], photos: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record has its bytes as tables have those of images: JSON could not hold them."""
+    folder = shutil.copytree(model_folder, os.fsdecode(b"100%\xff"))
+
+    def stop(*_: object, **_how: object) -> None:
+        raise StorageError("nothing is labeled here")
+
+    monkeypatch.setattr(jobs.cli, "complete_run", stop)
+    for _ in ("frozen", "resumed"):
+        assert main(*label_arguments(photos, Path("out"), Path(folder))) == 1
+        assert json.loads(Path("out/run.json").read_text())["model"]["name"] == "100%25%FF"
 
 
 def test_what_is_not_there_is_said(main: Callable[..., int], photos: Path, capsys: Any) -> None:
@@ -71,6 +159,31 @@ def test_a_resume_that_does_not_fit_is_exit_2(
     fits = ["--model", model_folder, "--points-per-side", 3, "--workers", 7, "--images-per-shard", 2, "--max-error-rate", 1]
     assert main(*common, *fits) == 0
     assert "--images-per-shard stays 5" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_where_its_model_folder_is_gone(
+    main: Callable[..., int], photos: Path, tmp_path: Path, capsys: Any
+) -> None:
+    """It holds a copy: a new head of the cluster needs no other. A model of another name is not taken for it."""
+    command = ["label", "--input", photos, "--output", "out", "--points-per-side", 3, "--stability-score-thresh", 0.5]
+    model = make_model(tmp_path / "model 50%", content="discs")
+    assert main(*command, "--model", model, "--dry-run") == 0
+    freeze(photos, Path("out"), model)
+    shutil.rmtree(model)
+    capsys.readouterr()
+    assert main(*command, "--model", model, "--dry-run") == 0
+    assert "the run's own copy is used" in capsys.readouterr().err
+    assert main(*command, "--model", tmp_path / "another", "--dry-run") == 2
+
+
+def test_a_run_of_another_schema_is_refused(main: Callable[..., int], label_here: Callable[..., Path], capsys: Any) -> None:
+    """Though its record looks like one of this version."""
+    output = label_here()
+    record = json.loads((output / "run.json").read_text())
+    (output / "run.json").write_text(json.dumps({**record, "schema_version": record["schema_version"] + 1}))
+    for command in ("status", "verify"):
+        assert main(command, output) == 2
+        assert "schema version" in capsys.readouterr().err
 
 
 def test_a_config_file_sets_what_is_not_typed(main: Callable[..., int], photos: Path, model_folder: Path, capsys: Any) -> None:
@@ -121,6 +234,8 @@ def test_a_model_that_is_called_wrong_is_a_wrong_option(main: Callable[..., int]
     """Exit 2, so that nobody starts machines for it again; it says which names there are."""
     assert main(*label_arguments(photos, Path("out"), Path("vit_p"))) == 2
     assert "--model vit_p: neither one of tiny, vit_b, vit_l, vit_h" in capsys.readouterr().err
+    assert main(*label_arguments(photos, Path("out"), Path("x" * 300))) == 2
+    assert "error: --model xxx" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,23 @@
 """``python -m labeler`` as a person runs it."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from cyclopts import App
 from PIL import Image as PillowImage
 from pycocotools import mask as coco_mask
 from stores import S3_KEYS
 
 from labeler.cli import main
+from labeler.flags import run_command
 from labeler.stores import use_store_options
 
 
@@ -141,6 +146,24 @@ def test_what_is_missing_or_broken_is_exit_1(prototype_folder: Path, photo: Path
         assert error.count("\n") == 1
     assert main(["masks", str(photo), "--model", "no/such/model", "--output", output]) == 2
     assert "no/such/model" in capsys.readouterr().err
+
+
+def test_a_command_that_is_terminated_ends_as_an_interrupted_one(capsys: Any) -> None:
+    """What it has begun is cleaned up, and the exit code is the shell's for it."""
+    app, steps = App(name="x", suppress_keyboard_interrupt=False), list[str]()
+
+    @app.command
+    def work() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        finally:
+            steps.append("cleaned up")
+
+    before = signal.getsignal(signal.SIGTERM)
+    assert run_command(app, ["work"]) == 143
+    assert (steps, signal.getsignal(signal.SIGTERM)) == (["cleaned up"], before)
+    assert "terminated" in capsys.readouterr().err
 
 
 def test_help_teaches_and_is_quick() -> None:

@@ -1,5 +1,6 @@
 """Model folders: what is read, what is refused, and how a name becomes a folder on this disk."""
 
+import errno
 import hashlib
 import json
 import shutil
@@ -20,7 +21,7 @@ import pytest
 
 from labeler import architecture, checkpoints
 from labeler.checkpoints import CHECKPOINTS, Checkpoint
-from labeler.errors import ModelError, OptionsError
+from labeler.errors import ModelError, OptionsError, UnknownModelError
 from labeler.model_folder import ModelInfo, check_model, model_sha256, read_model_info
 from labeler.models import find_cache_folder, find_model
 
@@ -134,6 +135,26 @@ def test_a_local_folder_is_used_where_it_is(tmp_path: Path) -> None:
     (folder / "encoder.xml").unlink()
     with pytest.raises(ModelError, match=r"lacks encoder\.xml"):
         find_model(str(folder), cache=cache)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("", "--model is empty"), (" ", "--model is empty"), ("x" * 300, "x: File name too long")]
+)
+def test_a_name_that_no_model_can_have(name: str, words: str) -> None:
+    """The typist's to mend, as every model that is not there."""
+    with pytest.raises(OptionsError, match=words):
+        find_model(name)
+
+
+def test_a_model_in_a_forbidden_folder_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody can tell there whether it is one. (To root nothing is forbidden, so the answer is faked.)"""
+
+    def refuse(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    with pytest.raises(UnknownModelError, match="--model /theirs/model: Permission denied"):
+        find_model("/theirs/model")
 
 
 def test_tiny_is_the_embedded_folder() -> None:

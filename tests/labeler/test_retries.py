@@ -60,6 +60,17 @@ def test_tries_never_nest() -> None:
     assert store.num_calls == 3
 
 
+def test_pauses_grow_to_half_a_minute_and_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also the two thousandth of an outage that lasts a day."""
+    pauses: list[float] = []
+    monkeypatch.setattr(labeler.retries, "_FIRST_PAUSE_S", 0.5)
+    monkeypatch.setattr(labeler.retries, "_pause", pauses.append)
+    use_retries(2000)
+    assert call_with_retries(Store(StorageError("503"), times=2000).ask) == "answer"
+    assert [0.25 * 2**n <= pauses[n] <= 0.5 * 2**n for n in range(6)] == [True] * 6
+    assert all(15 <= pause <= 30 for pause in pauses[6:])
+
+
 def test_a_pause_ends_when_the_job_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     """At once, however long it would have been."""
     monkeypatch.setattr(labeler.retries, "_FIRST_PAUSE_S", 30)

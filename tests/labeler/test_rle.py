@@ -58,6 +58,13 @@ def test_the_picture_in_the_module_docstring_is_true() -> None:
     assert rle.mask_to_runs(mask).tolist() == [1, 1, 1, 2, 1, 1, 2]
 
 
+@pytest.mark.parametrize("counts", ["0o", "0P", "a b", "0~", "\t1", "zz"])
+def test_what_is_no_counts_is_said(counts: str) -> None:
+    """It breaks off within a number, or holds characters that stand for none."""
+    with pytest.raises(ValueError, match="no compressed counts"):
+        rle.counts_to_runs(counts)
+
+
 @pytest.mark.parametrize("box_xywh", [(0, 0, 48, 64), (3, 5, 1, 1), (10, 0, 7, 64), (47, 63, 1, 1), (0, 20, 48, 9)])
 def test_a_crop_is_that_part_of_the_mask(box_xywh: tuple[int, int, int, int]) -> None:
     """Wherever the box lies, edges of the image included, and whatever the mask begins with."""

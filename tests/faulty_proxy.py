@@ -1,11 +1,12 @@
 """An HTTP proxy in front of a store that answers some requests itself, with a fault: ``faulty_proxy.py PORT TARGET_PORT``.
 
-``PUT /--faults`` sets which: {"match": regex over "METHOD path", "rate", "seed", "status", "code"}, or {} for none;
-``GET /--faults`` says how many were answered so.
+``PUT /--faults`` sets which: {"match": regex over "METHOD path", "rate", "seed", "status", "code", "times": after so many
+it passes all on again}, or {} for none; ``GET /--faults`` lists those that were answered so, each as "METHOD path".
 """
 
 import http.client
 import json
+import math
 import random
 import re
 import sys
@@ -24,7 +25,7 @@ class FaultyProxy(BaseHTTPRequestHandler):
     target_port = 0
     faults: ClassVar[dict[str, Any]] = {}
     draw = random.Random(0)
-    num_faults = 0
+    answered: ClassVar[list[str]] = []
     lock = threading.Lock()
 
     def _answer(self) -> None:
@@ -44,17 +45,18 @@ class FaultyProxy(BaseHTTPRequestHandler):
         cls = type(self)
         with cls.lock:
             if self.command == "PUT":
-                cls.faults, cls.num_faults = json.loads(body), 0
+                cls.faults, cls.answered = json.loads(body), []
                 cls.draw = random.Random(cls.faults.get("seed", 0))
-            self._reply(200, {}, json.dumps(cls.num_faults).encode())
+            self._reply(200, {}, json.dumps(cls.answered).encode())
 
     def _is_due(self) -> bool:
         cls = type(self)
         with cls.lock:
-            if not cls.faults or not re.search(cls.faults.get("match", ""), f"{self.command} {self.path}"):
+            request = f"{self.command} {self.path}"
+            if not cls.faults or not re.search(cls.faults.get("match", ""), request):
                 return False
-            is_due = cls.draw.random() < cls.faults.get("rate", 1)
-            cls.num_faults += is_due
+            is_due = len(cls.answered) < cls.faults.get("times", math.inf) and cls.draw.random() < cls.faults.get("rate", 1)
+            cls.answered += [request] * is_due
             return is_due
 
     def _pass_on(self, body: bytes) -> None:

@@ -16,6 +16,8 @@ from typing import Any
 from labeler import storage
 
 S3_KEYS = {"key": "AKIAEXAMPLE", "secret": "a-secret-nobody-may-read"}
+ONE_TRY = {"config_kwargs": {"retries": {"total_max_attempts": 1}}}
+"""For botocore, which else would ask again below s3fs, which asks again by itself."""
 AZURE_ACCOUNT = "devstoreaccount1"
 # Azurite's published development key: the same for everybody, and no secret.
 AZURE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
@@ -67,14 +69,18 @@ class Proxy:
         self._serving.close()
 
     def set_faults(self, **faults: Any) -> None:
-        """Which requests are answered with which fault; none where nothing is said."""
+        """Which requests are answered with which fault, and how many; none where nothing is said."""
         data = json.dumps(faults).encode()
         urllib.request.urlopen(urllib.request.Request(f"{self.endpoint}/--faults", data, method="PUT"), timeout=10).close()
 
-    def count_faults(self) -> int:
-        """How many were, since they were set."""
+    def list_faults(self) -> list[str]:
+        """Which were, since they were set: method and path of each."""
         with urllib.request.urlopen(f"{self.endpoint}/--faults", timeout=10) as answer:
-            return int(json.loads(answer.read()))
+            return list(json.loads(answer.read()))
+
+    def count_faults(self) -> int:
+        """How many."""
+        return len(self.list_faults())
 
 
 def find_azurite() -> str | None:
@@ -108,6 +114,13 @@ def serve(command: list[str], *, port: int, folder: Path) -> Iterator[None]:
     finally:
         process.terminate()
         process.wait(30)
+
+
+def count_tries() -> int:
+    """How often s3fs asks an overloaded store before it gives up (with ``ONE_TRY``)."""
+    from s3fs import S3FileSystem
+
+    return int(S3FileSystem.retries)
 
 
 def copy_folder(source: str, *, target: str) -> None:

@@ -1,17 +1,19 @@
 """A shard labeled again in part, without Ray."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
 from fakes import write_picture
+from PIL import Image as PillowImage
 
 from jobs.events import ImageDone, ShardCommitted
 from jobs.plan import read_run
 from jobs.shards import read_kept, read_parts
 from jobs.verify import find_faults
 from jobs.worker import ShardLabeler
-from labeler import tables
+from labeler import storage, tables
 
 LabelHere = Callable[..., Path]
 
@@ -43,6 +45,34 @@ def test_an_image_that_was_mended_is_taken_as_it_is_now(label_here: LabelHere, p
     rows = {row["file_name"]: row for row in pq.read_table(output / "images").to_pylist()}
     mended = rows["a/empty.jpg"]
     assert (mended["status"], mended["size_bytes"]) == ("ok", (photos / "a" / "empty.jpg").stat().st_size)
+    record = read_run(str(output))
+    assert record is not None
+    assert list(find_faults(str(output), record)) == []
+
+
+def test_an_image_written_again_after_planning_is_changed_until_it_is_asked_for(label_here: LabelHere, photos: Path) -> None:
+    """With masks of its new content then, also where only the time of its file tells; its neighbours stay as they are."""
+    output = label_here(images_per_shard=12, shards=[])
+    larger, touched = photos / "a" / "1 %.png", photos / "a" / "3 %.png"
+    larger.write_bytes(write_picture(photos / "new.png", seed=11).read_bytes() + b"behind the end")
+    (photos / "new.png").unlink()
+    os.utime(touched, ns=(0, 0))
+    labeler = load(output)
+    first = [event.error_kind for event in labeler.label_shard(0) if isinstance(event, ImageDone)]
+    assert sorted(filter(None, first)) == ["changed", "changed", "corrupt", "corrupt"]
+    before = {storage.decode_name(row["file_name"]): row for row in pq.read_table(output / "images").to_pylist()}
+    assert {name for name, row in before.items() if row["error_kind"] == "changed"} == {"a/1 %.png", "a/3 %.png"}
+
+    events = list(labeler.label_shard(0, again={"changed"}))
+    assert [event.error_kind for event in events if isinstance(event, ImageDone)] == [None, None]
+    after = {storage.decode_name(row["file_name"]): row for row in pq.read_table(output / "images").to_pylist()}
+    for path in (larger, touched):
+        row = after.pop(f"a/{path.name}")
+        with PillowImage.open(path) as picture:
+            assert (row["status"], row["width"], row["height"]) == ("ok", *picture.size)
+        assert row["size_bytes"] == path.stat().st_size
+        assert row["num_masks"] > 0
+    assert after == {name: row for name, row in before.items() if name in after}
     record = read_run(str(output))
     assert record is not None
     assert list(find_faults(str(output), record)) == []

@@ -2,9 +2,12 @@
 
 A reference mask needs a partner of ours with the same point and crop, nearly the same pixels and scores. A mask without
 one is excused only where the test can name a decision that hung on rounding: a score at its threshold, a tie of scores,
-a box overlap at the suppression threshold, an edge at the 20-px rule, a region at the minimum area; or a mask excused so.
+a box overlap at the suppression threshold, an edge at the 20-px rule; or a mask excused so. Two that answer the same
+prompt and find no partner do not excuse each other, for most likely one is the other made wrong. ``test_parity_judge`` shows
+to what all this says no.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +17,6 @@ from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.modeling import Sam
 
 from labeler import rle
-from labeler.geometry import make_crops
 from labeler.options import MaskOptions
 from labeler.types import MaskSet
 
@@ -133,11 +135,14 @@ def _judge_lonely(
     sides = {"reference": reference, "ours": ours}
     other = {"reference": "ours", "ours": "reference"}
     excused: dict[tuple[str, int], str] = {}
-    for key in lonely:
-        reason = _name_own_decision(sides[key[0]][key[1]], options, image_hw)
-        reason = reason or _name_tie(sides[key[0]][key[1]], sides[other[key[0]]], options)
+    for side, i in lonely:
+        mask = sides[side][i]
+        rivals = {(other[side], j): rival for j, rival in enumerate(sides[other[side]])}
+        strangers = {key: r for key, r in rivals.items() if key not in lonely or not _answer_same_prompt(mask, r)}
+        reason = _name_own_decision(mask, options, image_hw) or _name_overlap(mask, strangers.values(), options)
+        reason = reason or _name_tie(mask, [r for key, r in strangers.items() if key in lonely], options)
         if reason:
-            excused[key] = reason
+            excused[side, i] = reason
     while True:  # Through a mask excused already: what it suppressed, or no longer suppresses.
         added = {
             key: f"because of {rival}: {excused[rival]}"
@@ -162,23 +167,35 @@ def _name_own_decision(mask: Found, options: MaskOptions, image_hw: tuple[int, i
     ):
         return f"stability_score {mask.stability_score} at its threshold"
     height, width = image_hw
-    to_crop = np.abs(mask.box_xyxy - np.array(mask.crop_xyxy))
-    to_image = np.abs(mask.box_xyxy - np.array([0, 0, width, height]))
-    if np.any(np.abs(to_crop - 20) <= 1) or (mask.crop_xyxy != (0, 0, width, height) and np.any(np.abs(to_image - 20) <= 1)):
+    crop, image = np.array(mask.crop_xyxy), np.array([0, 0, width, height])
+    to_crop, to_image = np.abs(mask.box_xyxy - crop), np.abs(mask.box_xyxy - image)
+    hangs = (np.abs(to_crop - 20) <= 1) | ((np.abs(to_image - 20) <= 1) & (to_crop <= 21))
+    if np.any(hangs & (crop != image)):  # A side that is the image's too cuts nothing off.
         return "a box side at the 20-px rule"
     return ""
 
 
-def _name_tie(mask: Found, rivals: list[Found], options: MaskOptions) -> str:
-    """The other side's mask that stands in its place by a tie of scores or a box overlap at the threshold."""
+def _name_overlap(mask: Found, rivals: Iterable[Found], options: MaskOptions) -> str:
+    """The other side's mask whose box overlaps at a threshold of suppression."""
     for rival in rivals:
+        iou = _box_iou(mask, rival)
         for name, thresh in (("box_nms_thresh", options.box_nms_thresh), ("crop_nms_thresh", options.crop_nms_thresh)):
-            iou = _box_iou(mask, rival)
             if abs(iou - thresh) <= BOX_IOU_TOLERANCE:
                 return f"box IoU {iou:.4f} at {name}"
-            if iou > thresh and abs(mask.predicted_iou - rival.predicted_iou) <= TIE_TOLERANCE:
-                return f"predicted_iou {mask.predicted_iou} ties with {rival.predicted_iou}"
     return ""
+
+
+def _name_tie(mask: Found, rivals: Iterable[Found], options: MaskOptions) -> str:
+    """The other side's mask, lonely too, that stands in its place by a tie of scores."""
+    for rival in rivals:
+        is_tie = abs(mask.predicted_iou - rival.predicted_iou) <= TIE_TOLERANCE
+        if is_tie and _box_iou(mask, rival) > min(options.box_nms_thresh, options.crop_nms_thresh):
+            return f"predicted_iou {mask.predicted_iou} ties with {rival.predicted_iou}"
+    return ""
+
+
+def _answer_same_prompt(mask: Found, rival: Found) -> bool:
+    return (mask.point, mask.crop_xyxy) == (rival.point, rival.crop_xyxy)
 
 
 def _overlap(mask: Found, rival: Found, options: MaskOptions, *, slack: float) -> bool:
@@ -199,7 +216,3 @@ def _judge_order(reference: list[Found], ours: list[Found], result: Comparison) 
         if m < j and abs(reference[i].predicted_iou - reference[k].predicted_iou) > TIE_TOLERANCE:
             result.faults.append(f"order: reference {i} before {k}, ours {m} before {j}")
     assert len(set(order)) == len(order)
-
-
-def count_crops(image_hw: tuple[int, int], options: MaskOptions) -> int:
-    return len(make_crops(image_hw, n_layers=options.crop_n_layers, overlap_ratio=options.crop_overlap_ratio))

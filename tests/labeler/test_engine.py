@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino as ov
@@ -104,15 +105,16 @@ def test_compiled_graphs_are_kept_apart_by_their_threads(prototype_folder: Path,
 def test_processes_that_compile_the_same_graphs_wait_for_each_other(prototype_folder: Path, tmp_path: Path) -> None:
     """OpenVINO writes in place what the others have mapped and compute from: they died of it, or read half a graph."""
     script = """
-import sys, time
+import sys
 from pathlib import Path
 import numpy as np
 from labeler.engine import Engine
 from labeler.model_folder import read_model_info
-folder, cache, start = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
+folder, cache = Path(sys.argv[1]), Path(sys.argv[2])
 info = read_model_info(folder)
 engine = Engine(folder, info, threads=2, cache_folder=cache)
-time.sleep(max(0.0, start - time.time()))
+print("ready", flush=True)
+sys.stdin.readline()
 features = np.zeros(info.embedding_shape, np.float32)
 for num_points in range(1, 7):
     for num_prompts in (1, 3):
@@ -120,11 +122,16 @@ for num_points in range(1, 7):
         for _ in range(2):
             engine.predict(features, points=points, labels=labels)
 """
-    arguments = [sys.executable, "-c", script, str(prototype_folder), str(tmp_path), str(time.time() + 5)]
-    processes = [subprocess.Popen(arguments, stderr=subprocess.PIPE) for _ in range(3)]
+    arguments = [sys.executable, "-c", script, str(prototype_folder), str(tmp_path)]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(arguments, **pipes) for _ in range(3)]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        print(file=process.stdin, flush=True)
     for process in processes:
         _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors.decode()[-2000:]
+        assert process.returncode == 0, errors[-2000:]
 
 
 def test_graphs_that_nobody_used_for_a_month_go(prototype_folder: Path, tmp_path: Path) -> None:

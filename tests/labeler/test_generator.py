@@ -10,13 +10,17 @@ import numpy as np
 import pytest
 import skimage.data
 import skimage.transform
+from drawn_masks import draw_box
 from segment_anything.modeling import Sam
 
-from labeler.engine import Engine
+from labeler import rle
+from labeler.engine import Engine, Prediction
 from labeler.generator import generate_masks
-from labeler.model_folder import read_model_info
+from labeler.model_folder import ModelInfo, read_model_info
+from labeler.models import find_model
 from labeler.options import MaskOptions, resolve_mask_options
 from labeler.predictor import Predictor
+from labeler.types import Box, Embedding, MaskSet, Prompts
 from tests.labeler import parity
 
 LOW = {"pred_iou_thresh": 0.1, "stability_score_thresh": 0.15, "stability_score_offset": 0.3}
@@ -171,6 +175,74 @@ def test_masks_larger_than_the_ratio_go_before_they_suppress(predictor: Predicto
     assert everything.areas.max() > limit >= limited.areas.max()
     small = [tuple(everything.runs(i)) for i in np.flatnonzero(everything.areas <= limit)]
     assert set(small) <= {tuple(limited.runs(i)) for i in range(len(limited))}
+
+
+class AskedPredictor(Predictor):
+    """Remembers the points it was asked about, in the image's frame, by crop."""
+
+    def __init__(self, engine: Engine, info: ModelInfo) -> None:
+        super().__init__(engine, info)
+        self.asked_xy: dict[Box, list[tuple[float, float]]] = {}
+
+    def predict(self, embedding: Embedding, prompts: Prompts, **more: Any) -> Prediction:
+        points_xy = prompts.points_xy[:, 0] + np.array(embedding.crop_xyxy[:2])
+        self.asked_xy.setdefault(embedding.crop_xyxy, []).extend(map(tuple, points_xy.tolist()))
+        return super().predict(embedding, prompts, **more)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> AskedPredictor:
+    folder = find_model("tiny")
+    info = read_model_info(folder)
+    return AskedPredictor(Engine(folder, info, threads=1), info)
+
+
+THING_BOXES = ((30, 30, 120, 130), (40, 220, 130, 360), (170, 40, 270, 150), (170, 250, 270, 350))
+THINGS = [draw_box((300, 400), *box) for box in THING_BOXES]
+
+
+def find_things(predictor: AskedPredictor, **given: Any) -> tuple[MaskSet, list[np.ndarray]]:
+    """The masks of a picture of four things of one colour each on a plain ground, also as pixels."""
+    pixels = np.full((300, 400, 3), (210, 205, 190), np.uint8)
+    for thing, colour in zip(THINGS, [(180, 40, 40), (40, 90, 170), (50, 140, 60), (60, 50, 60)], strict=True):
+        pixels[thing] = colour
+    predictor.asked_xy.clear()
+    options = resolve_mask_options({"points_per_side": 16, **given}, model_defaults=predictor.info.defaults)
+    masks, _ = generate_masks(pixels, predictor=predictor, options=options)
+    return masks, [rle.runs_to_mask(masks.runs(i), image_hw=masks.image_hw) for i in range(len(masks))]
+
+
+@pytest.mark.parametrize("layers", [0, 1])
+def test_adaptive_points_are_fewer_and_find_the_things(tiny: AskedPredictor, layers: int) -> None:
+    """In each crop, and none that the grid does not have; what is plain to see is found all the same."""
+    find_things(tiny, crop_n_layers=layers)
+    grid = {crop: set(asked) for crop, asked in tiny.asked_xy.items()}
+    masks, pixels = find_things(tiny, crop_n_layers=layers, points="adaptive")
+    assert len(grid) == (1 if layers == 0 else 5)
+    assert tiny.asked_xy.keys() == grid.keys()
+    for crop, asked in tiny.asked_xy.items():
+        assert len(asked) == len(set(asked)) < len(grid[crop])
+        assert set(asked) < grid[crop]
+    for thing in THINGS:
+        assert max((mask & thing).sum() / (mask | thing).sum() for mask in pixels) > 0.9
+    assert len(masks) < 40
+
+
+def test_adaptive_points_are_spared_where_their_crop_found_a_mask(tiny: AskedPredictor) -> None:
+    """Wherever the crop lies: a point not asked, and its neighbours, are inside one mask that the same crop found."""
+    everything = {"crop_n_layers": 1, "box_nms_thresh": 1.0, "crop_nms_thresh": 1.0}  # No mask is dropped for another.
+    find_things(tiny, **everything)
+    grid = {crop: set(asked) for crop, asked in tiny.asked_xy.items()}
+    masks, pixels = find_things(tiny, **everything, points="adaptive")
+    for crop, asked in tiny.asked_xy.items():
+        spared = grid[crop] - set(asked)
+        assert spared
+        found = [mask for mask, box in zip(pixels, masks.crop_boxes_xyxy.tolist(), strict=True) if tuple(box) == crop]
+        step_x, step_y = (crop[2] - crop[0]) / 16, (crop[3] - crop[1]) / 16
+        for x, y in spared:
+            around = [(x, y), (x - step_x, y), (x + step_x, y), (x, y - step_y), (x, y + step_y)]
+            columns, rows = np.clip(np.array(around).astype(int), 0, [399, 299]).T
+            assert any(mask[rows, columns].all() for mask in found)
 
 
 @pytest.mark.parametrize("image_hw", [(1, 1), (1, 2), (2, 1)])

@@ -154,18 +154,56 @@ def test_a_broken_cmyk_profile_is_ignored_with_a_warning() -> None:
     assert image.warnings == ("its colour profile is broken and was ignored",)
 
 
-def test_a_cmyk_profile_is_applied() -> None:
+def make_cmyk_profile() -> bytes:
+    """An ICC profile of a printer with cyan, magenta, yellow and black inks: each amount of each is given a colour in LAB."""
+
+    def tag(kind: bytes, body: bytes) -> bytes:
+        return (kind + bytes(4) + body).ljust((len(body) + 11) // 4 * 4, b"\0")
+
+    cyan, magenta, yellow, black = np.moveaxis(np.indices((2, 2, 2, 2)), 0, 0)  # In this order: black varies fastest.
+    lightness = 255 - 70 * cyan - 80 * magenta - 20 * yellow - 85 * black
+    lab = np.stack([lightness, 128 - 40 * cyan + 70 * magenta, 128 - 45 * cyan + 90 * yellow], axis=-1).astype(np.uint8)
+    table = struct.pack(">4B9I", 4, 3, 2, 0, *[65536 * (i % 4 == 0) for i in range(9)])  # Two points an ink; identity.
+    table += bytes(range(256)) * 4 + lab.tobytes() + bytes(range(256)) * 3
+    tags = {
+        b"desc": tag(b"desc", struct.pack(">I", 5) + b"inks\0" + bytes(78)),
+        b"cprt": tag(b"text", b"free\0"),
+        b"wtpt": tag(b"XYZ ", struct.pack(">3I", 63190, 65536, 54061)),
+        b"A2B0": tag(b"mft1", table),
+    }
+    index, body = struct.pack(">I", len(tags)), b""
+    for name, content in tags.items():
+        index += struct.pack(">4sII", name, 128 + 4 + 12 * len(tags) + len(body), len(content))
+        body += content
+    header = struct.pack(">I4sI4s4s4s12x4s", 0, b"test", 0x02400000, b"prtr", b"CMYK", b"Lab ", b"acsp")
+    header = header.ljust(68, b"\0") + struct.pack(">3I", 63190, 65536, 54061)  # The light of the connection space: D50.
+    profile = header.ljust(128, b"\0") + index + body
+    return struct.pack(">I", len(profile)) + profile[4:]
+
+
+@pytest.mark.parametrize("image_format", ["TIFF", "JPEG"])
+def test_a_cmyk_profile_is_applied(image_format: str) -> None:
     """The colours are littleCMS's own by the file's profile, not the plain formula's."""
-    path = BAD_IMAGES / "ok_cmyk_profile.jpg"
-    if not path.exists():
-        pytest.skip("needs ../shared: no CMYK profile is free to ship")
-    with PillowImage.open(path) as picture:
+    cmyk = PillowImage.fromarray(PICTURE).convert("CMYK")
+    data = save(cmyk, image_format, icc_profile=make_cmyk_profile())
+    with PillowImage.open(BytesIO(data)) as picture:
         profile = ImageCms.ImageCmsProfile(BytesIO(picture.info["icc_profile"]))
         expected = ImageCms.profileToProfile(picture, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
         plain = np.asarray(picture.convert("RGB"))
-    pixels = images.decode_image(path.read_bytes()).pixels
-    np.testing.assert_array_equal(pixels, np.asarray(expected))
-    assert np.abs(pixels.astype(int) - plain).mean() > 5
+    image = images.decode_image(data)
+    assert image.warnings == ()
+    np.testing.assert_array_equal(image.pixels, np.asarray(expected))
+    assert np.abs(image.pixels.astype(int) - plain).mean() > 5
+
+
+def test_inks_have_the_colours_of_their_profile() -> None:
+    """Bare paper is white, half black a gray of lightness 83, and each other ink swallows its light."""
+    inks = np.array([[[0, 0, 0, 0], [0, 0, 0, 128], [255, 0, 0, 0], [0, 255, 0, 0], [0, 0, 255, 0]]], np.uint8)
+    data = save(PillowImage.fromarray(inks, "CMYK"), "TIFF", icc_profile=make_cmyk_profile())
+    white, gray, *colours = images.decode_image(data).pixels[0].astype(int)
+    assert white.min() >= 254
+    assert np.abs(gray - 207).max() <= 2  # sRGB's number of lightness 83.3.
+    assert [int(colour.argmin()) for colour in colours] == [0, 1, 2]
 
 
 def test_lab_comes_back_as_the_colours_it_was_made_of() -> None:
@@ -419,7 +457,10 @@ def test_a_header_that_claims_a_huge_picture_is_too_large(image_format: str) -> 
 
 
 def test_pillow_s_own_limits_do_not_stand_in_the_way() -> None:
-    """It would warn above 89 and refuse above 179 million pixels; 200 million decode where max_pixels allows them."""
+    """It would warn above 89 and refuse above 179 million pixels; 200 million pass its check where max_pixels allows them.
+
+    They are opened, not decoded, which would take a gigabyte.
+    """
     code = (
         "import sys, zlib, struct\n"
         "from labeler import images\n"

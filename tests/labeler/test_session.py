@@ -1,7 +1,6 @@
 """What somebody clicks on a photo, as values; and the desk that answers with the small model of these tests."""
 
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -135,11 +134,11 @@ def test_clicks_end_where_the_model_does() -> None:
 
 def test_a_photo_is_encoded_once(predictor: Predictor, image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
     """However often it is clicked on, and by however many at the same time; another photo is another key."""
-    encoded: list[float] = []
+    encoded: list[object] = []
     embed = predictor.embed
 
     def count(*arguments: object, **more: object) -> object:
-        encoded.append(time.perf_counter())
+        encoded.append(arguments)
         return embed(*arguments, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(predictor, "embed", count)
@@ -161,23 +160,25 @@ def test_who_leafs_through_photos_waits_for_none_but_the_last(
 ) -> None:
     """Of those passed by while one was encoded, none is; the one that is looked at is, before it is clicked on."""
     encoded: list[int] = []
+    begun, all_passed, last = threading.Event(), threading.Event(), threading.Event()
     embed = predictor.embed
 
-    def embed_slowly(pixels: np.ndarray) -> object:
-        time.sleep(0.3)
+    def embed_held(pixels: np.ndarray) -> object:
         encoded.append(int(pixels[0, 0, 0]))
+        (last if encoded[-1] == 5 else begun).set()
+        assert all_passed.wait(60)
         return embed(pixels)
 
-    monkeypatch.setattr(predictor, "embed", embed_slowly)
+    monkeypatch.setattr(predictor, "embed", embed_held)
     desk = Desk(predictor)
-    for number in range(6):
-        desk.prepare(str(number), Image(pixels=np.full((*HW, 3), number, np.uint8), stored_hw=HW))
-        time.sleep(0.02)
-    for _ in range(100):
-        if encoded[-1:] == [5]:
-            break
-        time.sleep(0.05)
-    assert encoded == [0, 5]
+    photos = [Image(pixels=np.full((*HW, 3), number, np.uint8), stored_hw=HW) for number in range(6)]
+    desk.prepare("0", photos[0])
+    assert begun.wait(60)
+    for number in range(1, 6):
+        desk.prepare(str(number), photos[number])
+    all_passed.set()
+    assert last.wait(60)
+    desk.ask(Asked(Clicks().add_point((1, 1), is_inside=True)), key="5", image=photos[5])
     desk.warm_up()
     assert encoded == [0, 5]
     Desk(None).prepare("a", image)

@@ -147,17 +147,16 @@ def describe_bench(figures: BenchFigures, *, price: float | None) -> str:
     """The table, and the flags of the best split.
 
     Args:
-        price: of a core for an hour; the currency is the caller's.
+        price: of a core for an hour; the currency is the caller's. None: what 1000 images cost is told in hours of a core.
     """
-    cost = "  per 1000 images" if price is not None else ""
-    lines = [f"workers x threads  images/s   s/image: {'  '.join(STAGES)}   memory/worker  of product speed{cost}"]
+    cost = "cost of 1000 images" if price is not None else "core-hours for 1000 images"
+    lines = [f"workers x threads  images/s   s/image: {'  '.join(STAGES)}   memory/worker  of product speed  {cost}"]
     for row in figures.splits:
         stages = "  ".join(f"{s:{len(name)}.3g}" for name, s in zip(STAGES, row.stage_s, strict=True))
         line = f"{row.split!s:>17}  {row.images_per_s:8.3g}   {sum(row.stage_s):7.3g}: {stages}"
         line += f"   {row.peak_bytes / 2**20:9.0f} MiB  {row.product_share:16.0%}"
-        if price is not None:
-            line += f"  {figures.num_cpus * price * 1000 / row.images_per_s / 3600:15.4g}"
-        lines.append(line)
+        core_hours = figures.num_cpus * 1000 / row.images_per_s / 3600
+        lines.append(f"{line}  {core_hours if price is None else core_hours * price:{len(cost)}.4g}")
     best = figures.best
     num_masks, num_images = (sum(getattr(row, name) for row in figures.splits) for name in ("num_masks", "num_images"))
     lines += [

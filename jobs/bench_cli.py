@@ -44,7 +44,7 @@ def bench(
     Args:
         model: A folder made by `labeler convert`, its URI, vit_b, vit_l, vit_h, or `tiny`.
         images: A folder of photos, or its URI; up to 8 of them are used. Not given: drawn pictures, which keep fewer masks.
-        price: What one core costs for an hour, in any currency: adds the cost of 1000 images.
+        price: What one core costs for an hour, in any currency: the cost of 1000 images is told in it. Not given: core-hours.
         seconds: About how long to measure. Each worker labels one photo at least, so a large model may take longer.
         cpus: Use only so many CPUs. Default: all this process may use.
         storage_options: KEY=VALUE for fsspec, as `label` takes them.

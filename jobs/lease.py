@@ -155,7 +155,7 @@ class LeaseHolder:
             floor = max(floor, self._lease.floor)
             written_off = sorted({*self._lease.written_off, *attempts})
             self._lease = replace(self._lease, written_off=tuple(n for n in written_off if n >= floor), floor=floor)
-        call_with_retries(self._write)  # As a whole: between the tries the lease is kept alive.
+        call_with_retries(self._renew)  # As a whole: between the tries the lease is kept alive.
 
     def release(self) -> None:
         """Give the folder back, so that the next driver need not wait."""
@@ -172,12 +172,16 @@ class LeaseHolder:
         while not self._stopped.wait(BEAT_S):
             try:
                 with trying_once():  # The next beat is the next try.
-                    self.check()
-                    self._write()
+                    self._renew()
             except LeaseLostError:
                 return
             except (StorageError, OSError) as error:
                 logger.warning("the lease could not be renewed: %s", error)
+
+    def _renew(self) -> None:
+        """Write the lease over this driver's own: never over another's, nor where the folder is not mounted any more."""
+        self.check()
+        self._write()
 
     def _write(self) -> None:
         with self._lock:

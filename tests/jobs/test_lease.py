@@ -150,6 +150,17 @@ def test_a_worker_that_was_written_off_may_not_write(tmp_path: Path) -> None:
             check_permit(output, Permit("another", 2))
 
 
+def test_nobody_is_written_off_in_another_driver_s_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stays as it is, and so its driver keeps the folder."""
+    monkeypatch.setattr("jobs.lease.BEAT_S", 3600.0)
+    with LeaseHolder(str(tmp_path), say=lambda text: None) as holder:
+        holder.take()
+        write(tmp_path, Lease("other", ELSEWHERE))
+        with pytest.raises(LeaseLostError):
+            holder.write_off(1)
+    assert read_lease(str(tmp_path)) == Lease("other", ELSEWHERE)
+
+
 def test_what_was_written_off_long_ago_takes_no_room(tmp_path: Path) -> None:
     """Attempts below those in work may write nothing, and need no name; nobody gets the right back."""
     output = str(tmp_path)

@@ -105,6 +105,17 @@ class Prompts:
         if self.mask_logits is not None:
             _check_shape("mask_logits", self.mask_logits, (p, 1, *self.mask_logits.shape[2:]))
 
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, rows: slice) -> "Prompts":
+        return Prompts(
+            points_xy=self.points_xy[rows],
+            labels=self.labels[rows],
+            boxes_xyxy=None if self.boxes_xyxy is None else self.boxes_xyxy[rows],
+            mask_logits=None if self.mask_logits is None else self.mask_logits[rows],
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class MaskSet:

@@ -27,7 +27,7 @@ def fit(image: Image, *, exif: Any = "apply", frame: Any = None, **prompt: Any) 
     [
         ("malformed", "neither a box nor a point", {}),
         ("malformed", "NaN", {"box_xyxy": (1.0, 2.0, NAN, 4.0)}),
-        ("malformed", "infinite", {"points_xy": ((float("inf"), 1.0),), "point_labels": (1,)}),
+        ("malformed", "infinity", {"points_xy": ((float("inf"), 1.0),), "point_labels": (1,)}),
         ("malformed", "2 points but 1 labels", {"points_xy": ((1.0, 1.0), (2.0, 2.0)), "point_labels": (1,)}),
         ("malformed", "64 are the most", {"points_xy": ((1.0, 1.0),) * 65, "point_labels": (1,) * 65}),
         ("malformed", "1 (inside", {"points_xy": ((1.0, 1.0),), "point_labels": (2,)}),

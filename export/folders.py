@@ -103,7 +103,7 @@ class Folder:
                     report.num_pictures_changed += image.size_bytes not in (None, size_bytes)
                     return linked
             data = read_picture(image.uri, image_column=self.image_column)
-        except (FileNotFoundError, PermissionError, ImageError, OptionsError):  # Also what holds it: gone, or damaged.
+        except (FileNotFoundError, PermissionError, ImageError):  # Also what holds it: gone, or damaged.
             report.num_pictures_missing += 1
             return name
         report.num_pictures_changed += image.size_bytes not in (None, len(data))

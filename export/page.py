@@ -192,13 +192,14 @@ def _to_bars(counts: Counter[int], to_value: Any) -> list[list[float]]:
 def _measure_run(run: Run) -> _Statistics:
     statistics = _Statistics()
     columns = ["image_id", "status", "error_kind", "num_masks", *(f"seconds_{stage}" for stage in STAGES)]
-    for row in iterate_rows(run, table="images", columns=columns):
-        num_added = run.reviews.num_added.get(row["image_id"], 0)
-        statistics.count_image(row, num_masks=(row["num_masks"] or 0) + num_added)
     mask_columns = ["image_id", "area", "predicted_iou", "stability_score"]
-    shards = spread(run.shards, _MAX_MEASURED_SHARDS)
-    for _, masks in iterate_images(run, columns=["image_id"], mask_columns=mask_columns, shards=shards):
+    measured = spread(run.shards, _MAX_MEASURED_SHARDS)
+    for row, masks in iterate_images(run, columns=columns, mask_columns=mask_columns, shards=measured):
+        statistics.count_image(row, num_masks=len(masks))
         statistics.measure_masks(masks)
+    others = sorted(set(run.shards) - set(measured))
+    for row in iterate_rows(run, table="images", columns=columns, shards=others):
+        statistics.count_image(row, num_masks=run.reviews.count_masks(row))
     return statistics
 
 

@@ -273,8 +273,10 @@ def _copy_photos(images: str, *, folder: Path) -> list[Path]:
     uris = sorted(file.uri for file in storage.list_files(root))
     step = max(1, len(uris) // MAX_PHOTOS)
     spread = (uri for offset in range(step) for uri in uris[offset::step])
-    photos = islice(filter(None, map(_read_photo, spread)), MAX_PHOTOS)
-    copied = [folder / f"photo{number}" for number, data in enumerate(photos) if (folder / f"photo{number}").write_bytes(data)]
+    copied: list[Path] = []
+    for data in islice(filter(None, map(_read_photo, spread)), MAX_PHOTOS):
+        copied.append(folder / f"photo{len(copied)}")
+        copied[-1].write_bytes(data)
     if copied:
         return copied
     raise OptionsError(f"--images: none of the {len(uris)} files in {images} is an image that can be read")

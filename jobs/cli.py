@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from signal import SIGINT, SIGTERM
 from typing import Annotated, Any
 
 from cyclopts import App, Group, Parameter
@@ -29,7 +30,6 @@ from jobs.report import (
     write_failures,
 )
 from jobs.shards import Tally
-from jobs.signals import catch_signals
 from jobs.sources import list_images
 from jobs.tallies import read_standing
 from labeler import storage, tables
@@ -40,6 +40,7 @@ from labeler.model_folder import read_model_info
 from labeler.models import find_model
 from labeler.options import Preset, PromptOptions, check_given_options, name_prices, resolve_mask_options
 from labeler.retries import RETRIES_OF_A_MINUTE, use_retries
+from labeler.signals import catch_signals
 from labeler.stores import find_bucket, parse_store_options, use_store_options
 
 EXIT_TOO_MANY_FAILED = 3
@@ -124,7 +125,7 @@ def label(
         "model": model if "://" in model else None,
     }
     use_store_options(parse_store_options(job.storage_options, places=places))
-    with catch_signals() as signals, LeaseHolder(place, say=_say) as lease:
+    with catch_signals(SIGINT, SIGTERM) as signals, LeaseHolder(place, say=_say) as lease:
         use_retries(job.storage_retries, is_stopped=lambda: bool(signals.received))
         try:
             record = read_run(place)

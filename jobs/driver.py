@@ -9,10 +9,10 @@ from jobs.options import JobOptions
 from jobs.plan import RunRecord
 from jobs.report import Watch, read_report
 from jobs.shards import Tally
-from jobs.signals import Signals
 from jobs.tallies import find_failed_shards, read_tally
 from labeler import storage, tables
 from labeler.errors import LabelerError
+from labeler.signals import Signals
 
 
 @dataclass(frozen=True, slots=True)

@@ -218,8 +218,7 @@ def read_run(output: str) -> RunRecord | None:
         record = RunRecord.model_validate_json(data)
     except ValidationError as error:
         raise OptionsError(f"{uri} is not a run this version can read: {str(error).splitlines()[0]}") from error
-    if record.schema_version != tables.SCHEMA_VERSION:
-        raise OptionsError(f"{uri} has schema version {record.schema_version}; this version reads {tables.SCHEMA_VERSION}")
+    tables.check_schema_version(record.schema_version, uri=uri)
     return record
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from jobs.refs import ImageRef
 from labeler import storage
 from labeler.archives import find_damage, find_member, split_member_uri
-from labeler.errors import ImageError, OptionsError
+from labeler.errors import ImageError
 from labeler.image_rows import read_row, split_row_uri
 
 LARGEST_FILE_BYTES = 2 << 30
@@ -30,10 +30,7 @@ def read_image(ref: ImageRef, *, image_column: str | None = None) -> bytes:
         return _read_member(ref, *member)
     if row is not None:
         _check_etag(ref, row[0])
-        try:
-            return read_row(*row, wanted=image_column)
-        except OptionsError as error:
-            raise ImageError("corrupt", str(error)) from error
+        return read_row(*row, wanted=image_column)
     if ref.size_bytes is not None and ref.size_bytes > LARGEST_FILE_BYTES:
         raise ImageError("too_large", f"the file has {ref.size_bytes} bytes, more than the {LARGEST_FILE_BYTES} of any image")
     data = storage.read_bytes(ref.uri)

@@ -69,9 +69,8 @@ def list_members(archive: str) -> Iterator[Member | Damage]:
         begin: int | None = 0
         while begin is not None:  # Archives may have been put one behind the other.
             end = begin
-            file.seek(begin)
             try:
-                with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
+                with _open_tar(file, begin) as tar:
                     while (member := tar.next()) is not None and member.size >= 0:  # Less would lead back, over and over.
                         end = tar.offset
                         tar.members = []  # type: ignore[attr-defined]  # It keeps all: much, in an archive of a million.
@@ -114,11 +113,15 @@ def _find_damage(file: io.BufferedReader, offset: int) -> Damage | None:
         name = storage.encode_name(header.name)
         return Damage(offset, "truncated", f"the archive ends after {size} bytes, in the middle of {name}")
     try:
-        file.seek(offset)
-        tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape").close()
+        _open_tar(file, offset).close()
     except _TAR_ERRORS:  # A header may announce another.
         return Damage(offset, "corrupt", f"it is damaged behind byte {offset}: images that may stand there can't be found")
     return None
+
+
+def _open_tar(file: io.BufferedReader, offset: int) -> tarfile.TarFile:
+    file.seek(offset)
+    return tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape")
 
 
 def _read_header(block: bytes) -> tarfile.TarInfo | None:

@@ -9,8 +9,7 @@ import logging
 import os
 import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -19,6 +18,7 @@ from pydantic import BaseModel, ValidationError, create_model
 
 from labeler.errors import ImageError, LabelerError, OptionsError
 from labeler.options import MaskOptions, describe_validation_error, refuse_empty
+from labeler.signals import catch_signals
 
 EXIT_DONE = 0
 EXIT_STOPPED = 1
@@ -89,44 +89,25 @@ def run_command(app: App, arguments: Sequence[str] | None = None) -> int:
     for name in _TELLING:
         logging.getLogger(name).setLevel(logging.INFO)
     tokens = list(sys.argv[1:] if arguments is None else arguments)
-    terminated: list[int] = []
-    try:
-        with _catch_sigterm(terminated):
+    with catch_signals(signal.SIGTERM) as signals:  # It ends a command as Ctrl-C does: nothing half made is left.
+        try:
             result = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
-    except CycloptsError as error:
-        fault = error.__cause__
-        message = describe_validation_error(fault) if isinstance(fault, ValidationError) else str(error).strip()
-        return _fail(message, hint=f"See: {' '.join(app.name)} --help", code=EXIT_USAGE)
-    except OptionsError as error:
-        return _fail(str(error), code=EXIT_USAGE)
-    except ImageError as error:
-        return _fail(error.reason, code=EXIT_STOPPED)
-    except LabelerError as error:
-        return _fail(str(error), code=EXIT_STOPPED)
-    except KeyboardInterrupt:
-        return _fail("terminated", code=EXIT_TERMINATED) if terminated else _fail("interrupted", code=EXIT_INTERRUPTED)
+        except CycloptsError as error:
+            fault = error.__cause__
+            message = describe_validation_error(fault) if isinstance(fault, ValidationError) else str(error).strip()
+            return _fail(message, hint=f"See: {' '.join(app.name)} --help", code=EXIT_USAGE)
+        except OptionsError as error:
+            return _fail(str(error), code=EXIT_USAGE)
+        except ImageError as error:
+            return _fail(error.reason, code=EXIT_STOPPED)
+        except LabelerError as error:
+            return _fail(str(error), code=EXIT_STOPPED)
+        except KeyboardInterrupt:
+            is_terminated = bool(signals.received)
+            return _fail("terminated", code=EXIT_TERMINATED) if is_terminated else _fail("interrupted", code=EXIT_INTERRUPTED)
     if not tokens:  # The help was shown.
         return EXIT_USAGE
     return result if isinstance(result, int) else EXIT_DONE
-
-
-@contextlib.contextmanager
-def _catch_sigterm(received: list[int]) -> Iterator[None]:
-    """SIGTERM ends a command as Ctrl-C does, so that nothing half made is left. A second one ends the process at once."""
-
-    def interrupt(number: int, _frame: object) -> None:
-        received.append(number)
-        signal.signal(number, signal.SIG_DFL)
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _fail(message: str, *, code: int, hint: str = "") -> int:

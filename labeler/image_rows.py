@@ -92,7 +92,7 @@ def read_row(uri: str, row: int, *, wanted: str | None = None) -> bytes:
 
     Raises:
         FileNotFoundError: there is no such row or it holds no bytes; also as ``labeler.storage``, like StorageError.
-        ImageError: the file is damaged there.
+        ImageError: the file is damaged there, or no Parquet file any more.
     """
     part = _open_part(uri, wanted)
     group = bisect.bisect_right(part.ends, row)
@@ -108,7 +108,10 @@ def read_row(uri: str, row: int, *, wanted: str | None = None) -> bytes:
 
 @functools.lru_cache(maxsize=2)
 def _open_part(uri: str, wanted: str | None) -> Part:
-    file = open_parquet(uri)
+    try:
+        file = open_parquet(uri)
+    except OptionsError as error:
+        raise ImageError("corrupt", str(error)) from error
     column = find_image_column(file.schema_arrow, wanted=wanted)
     if column is None:
         raise FileNotFoundError(f"{uri} has no column of image bytes")

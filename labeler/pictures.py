@@ -28,8 +28,7 @@ def read_picture(uri: str, *, image_column: str | None = None) -> bytes:
         image_column: which column of a Parquet file holds images, where it has several.
 
     Raises:
-        OptionsError: what should hold the image is no archive or no Parquet file any more.
-        ImageError: it is, but damaged.
+        ImageError: what should hold the image is damaged, or no Parquet file any more.
         FileNotFoundError, PermissionError, StorageError: as ``labeler.storage``.
     """
     member, row = split_member_uri(uri), _split_row_uri(uri)

@@ -75,7 +75,7 @@ class ReviewDesk:
 
     def count_masks(self, image: RunImage) -> int:
         """How many masks an image has after the review, as far as it is known."""
-        return int(image.row["num_masks"]) + self._reviews.num_added.get(image.row["image_id"], 0)
+        return self._reviews.count_masks(image.row)
 
     def list_masks(self, image: RunImage) -> list[ReviewedMask]:
         """The masks of an image as they stand, those that are rejected too. Others' new decisions are read first."""

@@ -123,6 +123,10 @@ class Reviews:
             added[decision.key[0]] += int(decision.is_drawn) - int(decision.verdict == "reject")
         return added
 
+    def count_masks(self, image: Row) -> int:
+        """How many masks an image has after the review, by its row of the images table."""
+        return int(image["num_masks"]) + self.num_added.get(image["image_id"], 0)
+
     @cached_property
     def file_names(self) -> Mapping[int, frozenset[str]]:
         """What the decisions about each image call it."""

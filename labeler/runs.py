@@ -125,8 +125,7 @@ def read_run(output: str, *, ignore_review: bool = False) -> Run:
         raise StorageError(f"{uri} may not be read: permission denied") from error
     except ValidationError as error:
         raise OptionsError(f"{uri} is not a run this version can read: {str(error).splitlines()[0]}") from error
-    if record.schema_version != tables.SCHEMA_VERSION:
-        raise OptionsError(f"{uri} has schema version {record.schema_version}; this version reads {tables.SCHEMA_VERSION}")
+    tables.check_schema_version(record.schema_version, uri=uri)
     reviews = Reviews()
     if not ignore_review:
         reviews = read_reviews(output, options=record.options, model_sha256=record.model.sha256)
@@ -224,8 +223,6 @@ def read_photo(row: Row, run: Run) -> Image:
     """
     try:
         data = read_picture(row["uri"], image_column=run.image_column)
-    except OptionsError as error:  # An archive or a table that is none any more.
-        raise ImageError("corrupt", str(error)) from error
     except FileNotFoundError as error:
         raise ImageError("missing", "it is not there any more") from error
     except PermissionError as error:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from labeler import rle, storage
-from labeler.errors import ErrorKind, PartDamagedError
+from labeler.errors import ErrorKind, OptionsError, PartDamagedError
 from labeler.options import MaskOptions
 from labeler.types import Float64, MaskSet
 
@@ -179,6 +179,12 @@ class ImageRow:
     seconds_predict: float | None = None
     seconds_post: float | None = None
     kept: Mapping[str, str | None] = field(default_factory=dict)
+
+
+def check_schema_version(version: int, *, uri: str) -> None:
+    """Raises OptionsError where a record of a run is of another version than this program's."""
+    if version != SCHEMA_VERSION:
+        raise OptionsError(f"{uri} has schema version {version}; this version reads {SCHEMA_VERSION}")
 
 
 def part_name(table: TableName, number: int) -> str:

@@ -24,10 +24,10 @@ from jobs.options import JobOptions
 from jobs.plan import read_run
 from jobs.report import Watch, read_report, write_failures
 from jobs.shards import Tally, tally_shard
-from jobs.signals import Signals
 from labeler import storage, tables
 from labeler.errors import StorageError
 from labeler.retries import retried, use_retries
+from labeler.signals import Signals
 
 LabelHere = Callable[..., Path]
 Main = Callable[..., int]

@@ -1,6 +1,7 @@
 """SIGINT and SIGTERM while a command works. Must not know what is interrupted."""
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,9 +16,15 @@ class Signals:
 
 
 @contextmanager
-def catch_signals() -> Iterator[Signals]:
-    """Catch SIGINT and SIGTERM while this lasts. A second one ends the process at once."""
+def catch_signals(*numbers: signal.Signals) -> Iterator[Signals]:
+    """Catch these signals while this lasts. A second one of a kind ends the process at once.
+
+    Only the main thread can; in others this does nothing.
+    """
     signals = Signals()
+    if threading.current_thread() is not threading.main_thread():
+        yield signals
+        return
 
     def interrupt(number: int, _frame: object) -> None:
         signals.received.append(signal.Signals(number))
@@ -25,7 +32,7 @@ def catch_signals() -> Iterator[Signals]:
         if not signals.only_noted:
             raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, interrupt) for number in numbers}
     try:
         yield signals
     finally:

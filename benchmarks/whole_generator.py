@@ -1,6 +1,6 @@
-"""The whole mask generator on full-size vit_b: ours, segment-anything in PyTorch, and OpenVINO graphs as conversion gives them.
+"""The whole mask generator on a full-size SAM: ours, segment-anything in PyTorch, and OpenVINO graphs as conversion gives them.
 
-    python benchmarks/whole_generator.py --folder /tmp/vit_b [--photo PHOTO] [--kept 0 0.3 0.6 1] [--threads 2]
+    python benchmarks/whole_generator.py --folder /tmp/vit_b [--model-type vit_b] [--photo PHOTO] [--kept 0 0.3 0.6 1]
 
 One run, one photo, same random weights, same thresholds, one program after the other. Random weights let hardly a mask
 through, and an engine that filters by predicted IoU first would never draw one: so pred_iou_thresh is set, in all programs,
@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import openvino as ov
 import torch
-from segment_anything import SamAutomaticMaskGenerator, SamPredictor, sam_model_registry
+from segment_anything import SamAutomaticMaskGenerator, SamPredictor
 from segment_anything.modeling import Sam
 from skimage import data, transform
 
-from labeler.convert import convert_checkpoint, load_checkpoint, round_weights
+from labeler.convert import build_sam, convert_checkpoint, load_sam
 from labeler.engine import Engine, Prediction, Receive
 from labeler.generator import generate_masks
 from labeler.geometry import make_point_grid
@@ -112,17 +112,18 @@ class ConvertedPredictor(SamPredictor):
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=Path("vit_b_random"))
+    parser.add_argument("--folder", type=Path, default=Path("random_model"))
+    parser.add_argument("--model-type", default="vit_b")
     parser.add_argument("--photo", type=Path)
     parser.add_argument("--kept", type=float, nargs="+", default=[0.6, 0.0, 0.3, 1.0])
     parser.add_argument("--threads", type=int, default=2)
     flags = parser.parse_args()
     torch.set_num_threads(flags.threads)
-    sam, info = make_models(flags.folder)
+    sam, info = make_models(flags.folder, flags.model_type)
     pixels = decode_image(flags.photo.read_bytes()).pixels if flags.photo else draw_photo()
     print(
         f"{ov.Core().get_property('CPU', 'FULL_DEVICE_NAME')}, {flags.threads} threads, OpenVINO {ov.get_version()}, "
-        f"torch {torch.__version__}; vit_b, 32x32 points, {pixels.shape[1]}x{pixels.shape[0]} pixels",
+        f"torch {torch.__version__}; {flags.model_type}, 32x32 points, {pixels.shape[1]}x{pixels.shape[0]} pixels",
         flush=True,
     )
     ours = Predictor(Engine(flags.folder, info, threads=flags.threads), info)
@@ -184,20 +185,19 @@ def run_ours(predictor: Predictor, pixels: np.ndarray, options: MaskOptions) -> 
     return run
 
 
-def make_models(folder: Path) -> tuple[Sam, ModelInfo]:
-    """Random vit_b in PyTorch and as a model folder with SAM's plain predictor beside the stages."""
+def make_models(folder: Path, model_type: str) -> tuple[Sam, ModelInfo]:
+    """A random SAM in PyTorch and as a model folder with SAM's plain predictor beside the stages."""
     checkpoint = folder / "random.pth"
     if not checkpoint.exists():
         folder.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(0)
-        fresh = sam_model_registry["vit_b"]()
+        fresh = build_sam(model_type)
         with torch.no_grad():  # Predicted IoUs above 0, where the reference's filter begins to work.
             fresh.mask_decoder.iou_prediction_head.layers[-1].bias += 0.5
         torch.save(fresh.state_dict(), checkpoint)
-    sam = sam_model_registry["vit_b"]().eval()
-    sam.load_state_dict(round_weights(load_checkpoint(checkpoint), weights="f16"))
+    sam = load_sam(checkpoint, model_type=model_type, weights="f16")
     if not (folder / "model.json").exists():
-        convert_checkpoint(checkpoint, output=folder, model_type="vit_b")
+        convert_checkpoint(checkpoint, output=folder, model_type=model_type)
     if not (folder / "predictor.xml").exists():
         onnx_to_openvino(export_onnx(sam, graph="predictor", folder=folder), xml_path=folder / "predictor.xml", compress=True)
     return sam, read_model_info(folder)

@@ -42,7 +42,7 @@ def bench(
     matrix products of OpenVINO by as many workers at once: what is missing to 100 % is not arithmetic.
 
     Args:
-        model: A folder made by `labeler convert`, its URI, vit_b, vit_l, vit_h, or `tiny`.
+        model: A folder made by `labeler convert`, its URI, vit_b, vit_l, vit_h, vit_t (MobileSAM), or `tiny`.
         images: A folder of photos, or its URI; up to 8 of them are used. Not given: drawn pictures, which keep fewer masks.
         price: What one core costs for an hour, in any currency: the cost of 1000 images is told in it. Not given: core-hours.
         seconds: About how long to measure. Each worker labels one photo at least, so a large model may take longer.

@@ -100,7 +100,7 @@ def label(
     Args:
         input: A folder, a pattern (`*`, `**`, `{00..19}`), a list, COCO file, .tar or .parquet of images; see the README.
         output: The folder to write: two Parquet tables, masks and images, and all that a resume needs.
-        model: A folder made by `labeler convert`, its URI, vit_b, vit_l, vit_h, or `tiny` (embedded, weak).
+        model: A folder made by `labeler convert`, its URI, vit_b, vit_l, vit_h, vit_t (MobileSAM), or `tiny` (embedded, weak).
         prompts: A file of boxes or points, COCO .json, .csv, .jsonl or .parquet: one mask for each, and no others. Names
             images by file name, else by URI.
         config: A TOML file that sets any option of this page; what is typed wins.
@@ -289,9 +289,9 @@ def _estimate(spec: RunSpec, *, output: str, job: JobOptions, retry_kinds: froze
 
 
 def _find_model(name: str, *, record: RunRecord | None, output: str) -> Path:
-    """The model folder. A run that was started with the same official model has it: no machine needs to convert again."""
-    official = CHECKPOINTS.get(name)
-    if record and official and official.sha256 == record.model.checkpoint_sha256 and record.model.name == name:
+    """The model folder. A run that was started with the same published model has it: no machine needs to convert again."""
+    published = CHECKPOINTS.get(name)
+    if record and published and published.sha256 == record.model.checkpoint_sha256 and record.model.name == name:
         return find_model(storage.join(output, "model"))
     try:
         return find_model(name)

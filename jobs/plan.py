@@ -286,13 +286,13 @@ def _compare(record: RunRecord, spec: RunSpec) -> Iterator[str]:
     if record.input != spec.input:
         yield f"--input: {record.input} -> {spec.input}"
     old, new = record.model, spec.model
-    # Two machines' conversions of an official checkpoint need not be equal bytes; in a folder anything else may differ.
-    is_same_official = old.name in CHECKPOINTS and (old.name, old.checkpoint_sha256, old.weights) == (
+    # Two machines' conversions of a published checkpoint need not be equal bytes; in a folder anything else may differ.
+    is_same_published = old.name in CHECKPOINTS and (old.name, old.checkpoint_sha256, old.weights) == (
         new.name,
         new.checkpoint_sha256,
         new.weights,
     )
-    if old.sha256 != new.sha256 and not is_same_official:
+    if old.sha256 != new.sha256 and not is_same_published:
         yield f"--model: {old.name} ({old.sha256[:12]}) -> {new.name} ({new.sha256[:12]})"
     yield from _compare_fields(record.selection, spec.selection)
     yield from _compare_fields(record.options, spec.options)

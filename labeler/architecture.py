@@ -1,4 +1,4 @@
-"""What a SAM is built like: the official three, or a small one described by a JSON file.
+"""What a SAM is built like: one of those with a published checkpoint, or another one described by a JSON file.
 
 Must not know torch, weights or graphs: it is what ``model.json`` records and what ``labeler.convert`` builds from.
 """
@@ -79,19 +79,12 @@ class Architecture(BaseModel):
         return dict(self.model_extra or {})
 
 
-def _vit(*, embed_dim: int, depth: int, num_heads: int, global_attn_indexes: tuple[int, ...]) -> Architecture:
-    """An official SAM; they differ in their encoder's size only."""
+def _publish(**encoder: Any) -> Architecture:
+    """A published SAM; they differ in their encoder only."""
     return Architecture.model_validate(
         {
-            "encoder": "vit",
+            **encoder,
             "image_size": 1024,
-            "patch_size": 16,
-            "encoder_embed_dim": embed_dim,
-            "encoder_depth": depth,
-            "encoder_num_heads": num_heads,
-            "encoder_mlp_ratio": 4,
-            "encoder_global_attn_indexes": list(global_attn_indexes),
-            "window_size": 14,
             "prompt_embed_dim": 256,
             "mask_in_chans": 16,
             "decoder_depth": 2,
@@ -103,10 +96,32 @@ def _vit(*, embed_dim: int, depth: int, num_heads: int, global_attn_indexes: tup
     )
 
 
-OFFICIAL_ARCHITECTURES: Mapping[str, Architecture] = {
+def _vit(*, embed_dim: int, depth: int, num_heads: int, global_attn_indexes: tuple[int, ...]) -> Architecture:
+    """One of Meta's three."""
+    return _publish(
+        encoder="vit",
+        patch_size=16,
+        encoder_embed_dim=embed_dim,
+        encoder_depth=depth,
+        encoder_num_heads=num_heads,
+        encoder_mlp_ratio=4,
+        encoder_global_attn_indexes=global_attn_indexes,
+        window_size=14,
+    )
+
+
+PUBLISHED_ARCHITECTURES: Mapping[str, Architecture] = {
     "vit_b": _vit(embed_dim=768, depth=12, num_heads=12, global_attn_indexes=(2, 5, 8, 11)),
     "vit_l": _vit(embed_dim=1024, depth=24, num_heads=16, global_attn_indexes=(5, 11, 17, 23)),
     "vit_h": _vit(embed_dim=1280, depth=32, num_heads=16, global_attn_indexes=(7, 15, 23, 31)),
+    # MobileSAM's, by the name that its own registry has for it.
+    "vit_t": _publish(
+        encoder="tiny_vit",
+        encoder_embed_dims=(64, 128, 160, 320),
+        encoder_depths=(2, 2, 6, 2),
+        encoder_num_heads=(4, 5, 10),
+        window_sizes=(7, 14, 7),
+    ),
 }
 
 
@@ -116,14 +131,14 @@ def read_architecture(model_type: str | Path | Mapping[str, Any]) -> Architectur
     Raises:
         OptionsError: neither a name nor a readable JSON file; or keys that are unknown, missing or do not fit, named.
     """
-    if isinstance(model_type, str) and model_type in OFFICIAL_ARCHITECTURES:
-        return OFFICIAL_ARCHITECTURES[model_type]
+    if isinstance(model_type, str) and model_type in PUBLISHED_ARCHITECTURES:
+        return PUBLISHED_ARCHITECTURES[model_type]
     if isinstance(model_type, Mapping):
         return _parse_architecture(model_type, source="the architecture")
     try:
         keys = json.loads(Path(model_type).read_text(encoding="utf-8"))
     except OSError as error:
-        names = ", ".join(OFFICIAL_ARCHITECTURES)
+        names = ", ".join(PUBLISHED_ARCHITECTURES)
         raise OptionsError(
             f"--model-type: {model_type} is neither one of {names} nor a readable JSON file ({error.strerror})"
         ) from error

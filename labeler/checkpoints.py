@@ -1,4 +1,4 @@
-"""The official SAM checkpoints: address, size and sha256, and how to fetch one.
+"""The published SAM checkpoints: address, size and sha256, and how to fetch one.
 
 Must not know what is inside a checkpoint or what is made of it.
 """
@@ -42,30 +42,36 @@ class Checkpoint:
         return self.url.rsplit("/", 1)[-1]
 
 
-def _official(model_type: str, file_name: str, *, size_bytes: int, sha256: str) -> Checkpoint:
+def _meta(model_type: str, file_name: str, *, size_bytes: int, sha256: str) -> Checkpoint:
     return Checkpoint(model_type, f"https://dl.fbaipublicfiles.com/segment_anything/{file_name}", sha256, size_bytes)
 
 
 CHECKPOINTS: dict[str, Checkpoint] = {
     checkpoint.model_type: checkpoint
     for checkpoint in (
-        _official(
+        _meta(
             "vit_b",
             "sam_vit_b_01ec64.pth",
             size_bytes=375_042_383,
             sha256="ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
         ),
-        _official(
+        _meta(
             "vit_l",
             "sam_vit_l_0b3195.pth",
             size_bytes=1_249_524_607,
             sha256="3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
         ),
-        _official(
+        _meta(
             "vit_h",
             "sam_vit_h_4b8939.pth",
             size_bytes=2_564_550_879,
             sha256="a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
+        ),
+        Checkpoint(
+            "vit_t",
+            "https://raw.githubusercontent.com/ChaoningZhang/MobileSAM/f706ad9c4eb7f219c00d9050e46328518ffb65d2/weights/mobile_sam.pt",
+            sha256="6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
+            size_bytes=40_728_226,
         ),
     )
 }

@@ -35,7 +35,7 @@ app = App(
     config=refuse_empty_arguments,
 )
 
-_MODEL_HELP = "The model: a folder made by `convert`, its URI, vit_b, vit_l, vit_h, or `tiny` (embedded, weak)."
+_MODEL_HELP = "A folder made by `convert`, its URI, vit_b, vit_l, vit_h, vit_t (MobileSAM), or `tiny` (embedded, weak)."
 _Model = Annotated[str, Parameter(help=_MODEL_HELP)]
 _STORE_HELP = "KEY=VALUE for fsspec, such as anon=true or photo.profile=work; everywhere or for photo, model, output or a URL."
 _StoreOptions = Annotated[tuple[str, ...], Parameter(negative=(), show_default=False, n_tokens=1, help=_STORE_HELP)]
@@ -70,7 +70,7 @@ def convert(
     ```
 
     Args:
-        model_type: vit_b, vit_l, vit_h, or a JSON file that describes a SAM of another size.
+        model_type: vit_b, vit_l, vit_h, vit_t (MobileSAM), or a JSON file that describes a SAM of another size.
         checkpoint: The .pth file with its weights.
         output: The folder to write.
         weights: Precision of the weights on disk. What is computed in is chosen when labeling, by its `--precision`.

@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from labeler.architecture import OFFICIAL_ARCHITECTURES, Architecture, VitEncoder, read_architecture
+from labeler.architecture import PUBLISHED_ARCHITECTURES, Architecture, VitEncoder, read_architecture
 from labeler.call_size import choose_call_size
 from labeler.errors import ModelError, OptionsError
 from labeler.locks import hold_folder
@@ -53,7 +53,7 @@ def build_sam(model_type: str | Path | Mapping[str, Any]) -> Sam:
     """A SAM with random weights, in evaluation mode, built of segment-anything's modules.
 
     Args:
-        model_type: vit_b, vit_l, vit_h, a JSON file that describes an architecture, or its keys.
+        model_type: vit_b, vit_l, vit_h, vit_t, a JSON file that describes an architecture, or its keys.
 
     Raises:
         OptionsError: see ``read_architecture``; or the encoder's constructor refuses its keys.
@@ -171,7 +171,7 @@ def _blame_checkpoint(path: Path, error: Exception) -> ModelError:
 def round_weights(state: Mapping[str, Tensor], *, weights: Weights) -> dict[str, Tensor]:
     """The weights as a model folder of this precision holds them, as float32: what parity is measured with.
 
-    f16 rounds each to the nearest, except ``POSITIONS``.
+    f16 rounds each to the nearest, except ``POSITIONS`` and whole numbers.
 
     Raises:
         ModelError: a weight that is not finite, or too large for f16; names the tensors.
@@ -181,7 +181,8 @@ def round_weights(state: Mapping[str, Tensor], *, weights: Weights) -> dict[str,
         raise ModelError(f"the checkpoint holds weights that are not finite: {_name_some(broken)}")
     if weights == "f32":
         return dict(state)
-    rounded = {name: tensor if name == POSITIONS else tensor.half().float() for name, tensor in state.items()}
+    kept = {name for name, tensor in state.items() if name == POSITIONS or not tensor.is_floating_point()}
+    rounded = {name: tensor if name in kept else tensor.half().float() for name, tensor in state.items()}
     too_large = [name for name, tensor in rounded.items() if not bool(torch.isfinite(tensor).all())]
     if too_large:
         raise ModelError(f"weights too large for f16: {_name_some(too_large)}; use --weights f32")
@@ -238,7 +239,7 @@ def convert_checkpoint(
 
     Args:
         output: the folder; made where it is not there, its model replaced where there is one.
-        model_type: vit_b, vit_l, vit_h, or a JSON file that describes the architecture.
+        model_type: vit_b, vit_l, vit_h, vit_t, or a JSON file that describes the architecture.
         weights: precision of the weights on disk; f16 rounds them once, here, and loses nothing after.
         keep_onnx: leave the ONNX files in the folder (they are no part of the model).
         defaults: mask options that suit this model better than SAM's.
@@ -324,7 +325,7 @@ def _describe(
 ) -> ModelInfo:
     encoder = sam.prompt_encoder
     return ModelInfo(
-        model_type=model_type if model_type in OFFICIAL_ARCHITECTURES else Path(model_type).stem,
+        model_type=model_type if model_type in PUBLISHED_ARCHITECTURES else Path(model_type).stem,
         architecture=read_architecture(model_type).model_dump(mode="json"),
         image_size=sam.image_encoder.img_size,
         embedding_shape=(1, encoder.embed_dim, *encoder.image_embedding_size),

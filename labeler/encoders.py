@@ -1,4 +1,4 @@
-"""Small image encoders for SAMs of our own, by the name an architecture's ``encoder`` gives.
+"""Small image encoders, by the name an architecture's ``encoder`` gives.
 
 Must not know prompts, masks, files or how a model is trained: pixels in, features out.
 """
@@ -9,6 +9,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from labeler.tiny_vit import TinyVit
 
 Place = tuple[Tensor, Tensor]
 """What tells places apart: (C, H, 1) for the rows and (W, C) for the columns."""
@@ -223,5 +225,5 @@ def _refine(modules: nn.ModuleList, which: int, features: Tensor, place: Place |
     return modules[which](features, place) if len(modules) else features
 
 
-ENCODERS: dict[str, Callable[..., nn.Module]] = {"pyramid": PyramidEncoder}
+ENCODERS: dict[str, Callable[..., nn.Module]] = {"pyramid": PyramidEncoder, "tiny_vit": TinyVit}
 """By the architecture's ``encoder``; each is called with the architecture's keys that aren't the decoder's."""

@@ -43,7 +43,7 @@ class ModelInfo(BaseModel):
     format_version: Literal[1] = FORMAT_VERSION
     """Raised when a folder's meaning changes."""
     model_type: str
-    """vit_b, vit_l, vit_h, or the name of the JSON file that described the architecture."""
+    """vit_b, vit_l, vit_h, vit_t, or the name of the JSON file that described the architecture."""
     architecture: Mapping[str, Any]
     """What ``--model-type`` takes as a JSON file; builds the same SAM again."""
     image_size: PositiveInt

@@ -1,6 +1,6 @@
 """Find a model by name, path or URI, and bring it to this machine's disk.
 
-Must not know how a model runs; conversion and its heavy libraries are called only where a name asks for an official
+Must not know how a model runs; conversion and its heavy libraries are called only where a name asks for a published
 checkpoint that was not converted here before.
 """
 
@@ -38,8 +38,8 @@ def find_model(name: str, *, cache: Path | None = None) -> Path:
     """A complete model folder on this machine's disk.
 
     Args:
-        name: ``tiny``, ``vit_b``, ``vit_l``, ``vit_h``, a folder, or a folder's URI. A name wins over a folder called
-            the same; ``./vit_b`` is the folder.
+        name: ``tiny``, ``vit_b``, ``vit_l``, ``vit_h``, ``vit_t``, a folder, or a folder's URI. A name wins over a folder
+            called the same; ``./vit_b`` is the folder.
         cache: where downloads and conversions are kept; ``find_cache_folder()`` by default.
 
     Raises:
@@ -50,7 +50,7 @@ def find_model(name: str, *, cache: Path | None = None) -> Path:
     refuse_empty([("--model", name)])
     cache = cache or find_cache_folder()
     if name in CHECKPOINTS:
-        return _find_official(name, cache=cache)
+        return _find_published(name, cache=cache)
     folder = TINY_FOLDER if name == TINY else storage.uri_to_path(name)
     if folder is None:
         return _fetch_folder(name, cache=cache)
@@ -65,8 +65,8 @@ def find_model(name: str, *, cache: Path | None = None) -> Path:
     return folder
 
 
-def _find_official(model_type: str, *, cache: Path) -> Path:
-    """The official checkpoint as a model folder, converted once a machine."""
+def _find_published(model_type: str, *, cache: Path) -> Path:
+    """The published checkpoint as a model folder, converted once a machine."""
     checkpoint = CHECKPOINTS[model_type]
     name = f"{model_type}-f16-{checkpoint.sha256[:12]}-v{FORMAT_VERSION}"
 

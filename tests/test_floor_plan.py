@@ -47,6 +47,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "labeler.draw",
     ),
     (
+        "labeler.tiny_vit",
         "labeler.encoders",
         "labeler.heads",
         "labeler.stages",
@@ -163,8 +164,15 @@ HEAVY: dict[str, set[str]] = {
     },
     "pycocotools": {"labeler.rle"},
     "ray": {"jobs.cluster", "jobs.actors", "jobs.crew", "jobs.run"},
-    "segment_anything": {"labeler.convert", "labeler.graphs", "labeler.heads", "labeler.stages", "labeler.encoders"},
-    "torch": {"labeler.convert", "labeler.graphs", "labeler.heads", "labeler.stages", "labeler.encoders"},
+    "segment_anything": {
+        "labeler.convert",
+        "labeler.graphs",
+        "labeler.heads",
+        "labeler.stages",
+        "labeler.tiny_vit",
+        "labeler.encoders",
+    },
+    "torch": {"labeler.convert", "labeler.graphs", "labeler.heads", "labeler.stages", "labeler.tiny_vit", "labeler.encoders"},
     "torchvision": set(),
     "uvicorn": {"labeler.serve"},
 }

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import openvino as ov
 import torch
 from segment_anything.modeling import Sam
 from torch import Tensor
@@ -193,7 +194,7 @@ def _keep_to_one_thread(_worker: int) -> None:
 
 def _choose_dtype(device: str) -> torch.dtype:
     """What products are computed in: bfloat16, but float32 on a CPU that has to emulate it (a step took 7 times as long)."""
-    is_slow = device == "cpu" and "AVX512" not in torch.backends.cpu.get_cpu_capability()
+    is_slow = device == "cpu" and "BF16" not in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return torch.float32 if is_slow else torch.bfloat16
 
 

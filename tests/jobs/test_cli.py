@@ -233,7 +233,7 @@ def test_a_dry_run_counts_the_failed_images_that_would_be_labeled_again(
 def test_a_model_that_is_called_wrong_is_a_wrong_option(main: Callable[..., int], photos: Path, capsys: Any) -> None:
     """Exit 2, so that nobody starts machines for it again; it says which names there are."""
     assert main(*label_arguments(photos, Path("out"), Path("vit_p"))) == 2
-    assert "--model vit_p: neither one of tiny, vit_b, vit_l, vit_h" in capsys.readouterr().err
+    assert "--model vit_p: neither one of tiny, vit_b, vit_l, vit_h, vit_t" in capsys.readouterr().err
     assert main(*label_arguments(photos, Path("out"), Path("x" * 300))) == 2
     assert "error: --model xxx" in capsys.readouterr().err
 

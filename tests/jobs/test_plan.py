@@ -57,7 +57,7 @@ def test_the_same_again_fits(frozen: tuple[str, RunRecord]) -> None:
     check_resume(record, spec.model_copy(update={"model": spec.model.model_copy(update={"name": "./model"})}), output="run")
 
 
-def test_only_an_official_model_may_have_been_converted_again(frozen: tuple[str, RunRecord]) -> None:
+def test_only_a_published_model_may_have_been_converted_again(frozen: tuple[str, RunRecord]) -> None:
     """By its name it is its checkpoint and weights. A folder is its hash: at the same path may lie another precision."""
     _, record = frozen
 

@@ -186,11 +186,14 @@ def test_a_folder_that_can_not_be_written_says_so(server: Server, tmp_path: Path
         download(server.publish(), folder=tmp_path / "cache")
 
 
-def test_the_official_checkpoints_are_metas() -> None:
-    """Addresses, sizes and hashes as published with segment-anything."""
+def test_the_published_checkpoints_are_metas_and_mobile_sams() -> None:
+    """Addresses, sizes and hashes as published with segment-anything and with MobileSAM."""
     assert {name: (c.url.rsplit("/", 2)[1:], c.sha256[:8], c.size_bytes) for name, c in CHECKPOINTS.items()} == {
         "vit_b": (["segment_anything", "sam_vit_b_01ec64.pth"], "ec2df627", 375_042_383),
         "vit_l": (["segment_anything", "sam_vit_l_0b3195.pth"], "3adcc431", 1_249_524_607),
         "vit_h": (["segment_anything", "sam_vit_h_4b8939.pth"], "a7bf3b02", 2_564_550_879),
+        "vit_t": (["weights", "mobile_sam.pt"], "6dbb9052", 40_728_226),
     }
-    assert all(c.url.startswith("https://dl.fbaipublicfiles.com/") and len(c.sha256) == 64 for c in CHECKPOINTS.values())
+    hosts = {c.url.split("/")[2] for c in CHECKPOINTS.values()}
+    assert hosts == {"dl.fbaipublicfiles.com", "raw.githubusercontent.com"}
+    assert all(c.url.startswith("https://") and len(c.sha256) == 64 for c in CHECKPOINTS.values())

@@ -439,10 +439,11 @@ def test_state_dict_that_does_not_fit_names_what_differs(prototype_checkpoint: P
     assert (output / "model.json").read_text() == "an older model"
 
 
-def test_positions_are_never_rounded() -> None:
-    """f16 rounds weights to the nearest; the few numbers that place points keep all their bits, and have that name."""
+def test_positions_and_counts_are_never_rounded() -> None:
+    """f16 rounds weights to the nearest; numbers that place points keep all their bits, and so do counts, too large for f16."""
     third = torch.tensor([1 / 3])
-    rounded = round_weights({"weight": third, POSITIONS: third}, weights="f16")
+    rounded = round_weights({"weight": third, POSITIONS: third, "batches": torch.tensor(125_001)}, weights="f16")
+    assert rounded["batches"] == 125_001
     assert rounded["weight"] == third.half()
     assert rounded["weight"] != third
     assert rounded[POSITIONS] == third

@@ -130,7 +130,7 @@ def test_a_local_folder_is_used_where_it_is(tmp_path: Path) -> None:
     assert find_model(str(folder), cache=cache) == folder
     assert find_model(folder.as_uri(), cache=cache) == folder
     assert not cache.exists()
-    with pytest.raises(ModelError, match="neither one of tiny, vit_b, vit_l, vit_h, nor a folder, nor a URI"):
+    with pytest.raises(ModelError, match="neither one of tiny, vit_b, vit_l, vit_h, vit_t, nor a folder, nor a URI"):
         find_model("vit_x", cache=cache)
     (folder / "encoder.xml").unlink()
     with pytest.raises(ModelError, match=r"lacks encoder\.xml"):
@@ -301,7 +301,7 @@ def test_an_unknown_kind_of_store_is_an_option_error(tmp_path: Path) -> None:
         find_model("nosuch://bucket/model", cache=tmp_path)
 
 
-def test_an_official_name_offline_says_where_to_put_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_published_name_offline_says_where_to_put_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without network the error names address, file and place, and leaves no half-made model."""
     pytest.importorskip("torch", reason="needs the extra convert")
     monkeypatch.setattr(checkpoints, "_WAITS_S", ())
@@ -333,13 +333,13 @@ SMALLEST: dict[str, Any] = {
 }
 
 
-def test_an_official_name_is_downloaded_converted_and_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_published_name_is_downloaded_converted_and_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole way of `--model vit_b`, with a small SAM published in vit_b's place; the second call needs neither."""
     torch = pytest.importorskip("torch", reason="needs the extra convert")
     from labeler.convert import build_sam
 
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setitem(architecture.OFFICIAL_ARCHITECTURES, "vit_b", architecture.Architecture(**SMALLEST))
+    monkeypatch.setitem(architecture.PUBLISHED_ARCHITECTURES, "vit_b", architecture.Architecture(**SMALLEST))
     published = tmp_path / "published"
     published.mkdir()
     torch.save(build_sam(SMALLEST).state_dict(), published / "sam_vit_b_01ec64.pth")

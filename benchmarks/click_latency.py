@@ -12,8 +12,8 @@ import numpy as np
 
 import labeler
 from labeler.images import decode_image
-from labeler.scene import make_scene
-from labeler.session import Asked, Desk
+from labeler.pages.scene import make_scene
+from labeler.pages.session import Asked, Desk
 from labeler.types import Image
 
 NUM_CLICKS = 20

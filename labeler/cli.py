@@ -244,7 +244,7 @@ def serve(
     _open_stores(storage_options, model=model or "", images=images or "", run=run or "")
     os.environ.update(HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_OFFLINE="1")  # Read when gradio is imported.
     try:
-        from labeler.serve import serve_page  # gradio: the extra that no other command needs.
+        from labeler.pages.serve import serve_page  # gradio: the extra that no other command needs.
     except ImportError as error:
         raise OptionsError(f"the page needs gradio ({error}); pip install '.[serve]'") from error
     predictor = None if model is None else _load_predictor(*_find_model(model), threads=threads, precision=precision)

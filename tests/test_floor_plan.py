@@ -63,15 +63,16 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     (
         "labeler.generator",
         "labeler.prompted",
-        "labeler.session",
-        "labeler.shelf",
-        "labeler.scene",
-        "labeler.downloads",
-        "labeler.review_desk",
-        "labeler.widgets",
-        "labeler.page",
-        "labeler.review_page",
-        "labeler.serve",
+        "labeler.pages",
+        "labeler.pages.session",
+        "labeler.pages.shelf",
+        "labeler.pages.scene",
+        "labeler.pages.downloads",
+        "labeler.pages.review_desk",
+        "labeler.pages.widgets",
+        "labeler.pages.click_page",
+        "labeler.pages.review_page",
+        "labeler.pages.serve",
     ),
     (
         "jobs.options",
@@ -139,11 +140,11 @@ DOORS = ("labeler", "jobs", "export")
 HEAVY: dict[str, set[str]] = {
     "PIL": {"labeler.images", "labeler.draw"},
     "cyclopts": {"labeler.flags", "labeler.cli", "jobs.arguments", "jobs.bench_cli", "jobs.cli", "export.cli"},
-    "fastapi": {"labeler.serve"},
+    "fastapi": {"labeler.pages.serve"},
     "fiftyone": {"export.fiftyone"},
     "fsspec": {"labeler.stores", "labeler.store_pages"},
     "cv2": {"export.polygons"},
-    "gradio": {"labeler.widgets", "labeler.page", "labeler.review_page", "labeler.serve"},
+    "gradio": {"labeler.pages.widgets", "labeler.pages.click_page", "labeler.pages.review_page", "labeler.pages.serve"},
     "numba": {"labeler.compiled"},
     "onnx": {"labeler.convert", "labeler.graphs"},
     "onnxruntime": set(),
@@ -174,7 +175,7 @@ HEAVY: dict[str, set[str]] = {
     },
     "torch": {"labeler.convert", "labeler.graphs", "labeler.heads", "labeler.stages", "labeler.tiny_vit", "labeler.encoders"},
     "torchvision": set(),
-    "uvicorn": {"labeler.serve"},
+    "uvicorn": {"labeler.pages.serve"},
 }
 
 ORDER = {module: (floor, place) for floor, row in enumerate(FLOORS) for place, module in enumerate(row)}

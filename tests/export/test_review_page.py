@@ -147,7 +147,7 @@ def test_a_point_within_a_mask_helps_to_refine_it(open_tab: Any, prototype_folde
 
 def test_a_mask_that_a_box_asked_for_may_be_refined() -> None:
     """No point found it: one within it is asked along."""
-    review_page = pytest.importorskip("labeler.review_page", reason="needs the extra serve")
+    review_page = pytest.importorskip("labeler.pages.review_page", reason="needs the extra serve")
     counts = rle.runs_to_counts(rle.mask_to_runs(MASKS[2]), image_hw=HW)
     x0, y0, x1, y1 = EDGE[1], EDGE[0], EDGE[3], EDGE[2]
     row = {"segmentation": {"size": list(HW), "counts": counts}, "bbox": [x0, y0, x1 - x0, y1 - y0], "point_coords": []}

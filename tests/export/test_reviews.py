@@ -21,7 +21,7 @@ from export.selection import Report, list_categories, name_categories, select_im
 from labeler import rle, tables
 from labeler.errors import OptionsError, StorageError
 from labeler.options import MaskOptions
-from labeler.review_desk import ReviewDesk
+from labeler.pages.review_desk import ReviewDesk
 from labeler.reviews import Decision, Reviews, new_drawn_id, read_reviews, write_decision
 from labeler.runs import Run, iterate_images, read_run
 

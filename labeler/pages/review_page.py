@@ -13,14 +13,10 @@ import numpy as np
 
 from labeler.draw import CHOSEN, REJECTED
 from labeler.errors import ImageError, LabelerError
-from labeler.review_desk import ORDERS, Order, ReviewDesk, RunImage, find_inner_point, find_mask, row_to_runs
-from labeler.reviews import Decision, MaskKey, ReviewedMask
-from labeler.runs import read_photo
-from labeler.scene import Scene, make_empty_scene, make_scene
-from labeler.session import Asked, Clicks, Desk
-from labeler.storage import printable_name
-from labeler.types import Image
-from labeler.widgets import (
+from labeler.pages.review_desk import ORDERS, Order, ReviewDesk, RunImage, find_inner_point, find_mask, row_to_runs
+from labeler.pages.scene import Scene, make_empty_scene, make_scene
+from labeler.pages.session import Asked, Clicks, Desk
+from labeler.pages.widgets import (
     LOOK_AGAIN,
     MODE_INFO,
     MODES,
@@ -39,6 +35,10 @@ from labeler.widgets import (
     say_error,
     show_answers,
 )
+from labeler.reviews import Decision, MaskKey, ReviewedMask
+from labeler.runs import read_photo
+from labeler.storage import printable_name
+from labeler.types import Image
 
 Doing = Literal["Reject", "Refine", "Draw"]
 

@@ -13,7 +13,7 @@ import gradio as gr
 import numpy as np
 
 from labeler.errors import ImageError, LabelerError
-from labeler.session import Asked
+from labeler.pages.session import Asked
 from labeler.types import Image, MaskSet
 
 Mode = Literal["Add", "Remove", "Box"]
@@ -44,7 +44,7 @@ def make_hint(text: str) -> None:
 
 def read_asset(name: str) -> str:
     """A file of the page's own: style or script."""
-    return resources.files("labeler").joinpath("assets", "page", name).read_text(encoding="utf-8")
+    return resources.files("labeler.pages").joinpath("assets", name).read_text(encoding="utf-8")
 
 
 def listen(event: Any, fn: Callable[..., Any], inputs: Sequence[Any], outputs: Sequence[Any], **more: Any) -> Any:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image as PillowImage
 
 from labeler.errors import ImageError, OptionsError
-from labeler.shelf import MAX_DROPPED_BYTES, Shelf
+from labeler.pages.shelf import MAX_DROPPED_BYTES, Shelf
 
 
 def write_photo(path: Path, size: tuple[int, int] = (8, 6)) -> Path:
@@ -90,7 +90,7 @@ def test_the_photos_may_lie_in_a_bucket(folder: Path, s3: Any) -> None:
 
 def test_a_folder_of_very_many_is_cut(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many as are offered are listed; the others can't be chosen, which the page says."""
-    monkeypatch.setattr("labeler.shelf.MAX_LISTED", 2)
+    monkeypatch.setattr("labeler.pages.shelf.MAX_LISTED", 2)
     assert len(Shelf(str(folder), max_pixels=100).list_names()) == 2
 
 

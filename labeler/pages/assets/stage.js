@@ -1,4 +1,4 @@
-// The stage of labeler/page.py: a photo with masks over it, on which a person clicks and drags boxes.
+// The stage of labeler/pages/click_page.py: a photo with masks over it, on which a person clicks and drags boxes.
 // Runs once, when the page is there. `props.value` is a scene (labeler/scene.py); `trigger` tells Python what was done:
 // 'clicked' {x, y, outside}, 'boxed' {x0, y0, x1, y1}, 'dropped' {token, name}, 'refused' {reason, name}, 'undone', 'turned' {by},
 // 'poked'; and which scene the person saw: its 'photo_id' and 'version'. Frame: pixels of the photo.

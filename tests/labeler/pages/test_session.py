@@ -12,8 +12,8 @@ from labeler.engine import Engine
 from labeler.errors import ModelError, OptionsError
 from labeler.model_folder import read_model_info
 from labeler.models import find_model
+from labeler.pages.session import Asked, Clicks, Desk, _Kept
 from labeler.predictor import Predictor
-from labeler.session import Asked, Clicks, Desk, _Kept
 from labeler.types import MAX_POINTS, Image, MaskSet
 
 HW = (192, 256)

@@ -193,7 +193,7 @@ def test_other_websites_can_not_use_it(server: Server) -> None:
 
 def knock(listens_on: str, **headers: str) -> tuple[int, dict[bytes, bytes]]:
     """What the gate of a server on this address answers to one who asks for the page: status and headers."""
-    serve = pytest.importorskip("labeler.serve", reason="needs the extra serve")
+    serve = pytest.importorskip("labeler.pages.serve", reason="needs the extra serve")
     sent: list[dict[str, Any]] = []
 
     async def page(_scope: Any, _receive: Any, send: Any) -> None:

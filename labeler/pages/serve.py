@@ -25,14 +25,14 @@ from fastapi.responses import PlainTextResponse
 
 from labeler import storage
 from labeler.errors import OptionsError
-from labeler.page import ClickPage
+from labeler.pages.click_page import ClickPage
+from labeler.pages.review_desk import ReviewDesk
+from labeler.pages.review_page import ReviewPage
+from labeler.pages.session import Desk
+from labeler.pages.shelf import Shelf
+from labeler.pages.widgets import read_asset
 from labeler.predictor import Predictor
-from labeler.review_desk import ReviewDesk
-from labeler.review_page import ReviewPage
 from labeler.runs import read_run
-from labeler.session import Desk
-from labeler.shelf import Shelf
-from labeler.widgets import read_asset
 
 MAX_EVENT_BYTES = 1 << 20
 

@@ -1,6 +1,6 @@
 """What the stage of a page shows, as JSON: a photo, masks over it, marks, and words under the pointer.
 
-Must not know gradio, runs or models. ``labeler/assets/page/stage.js`` draws it. Coordinates are pixels of the photo;
+Must not know gradio, runs or models. ``assets/stage.js`` draws it. Coordinates are pixels of the photo;
 pictures are data URLs, so nothing has to be fetched, and at most ``SIDE_PX`` a side.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from labeler.draw import REJECTED, encode_jpeg, encode_layer, paint_numbers, shrink_to_fit
 from labeler.images import encode_png
-from labeler.session import Clicks
+from labeler.pages.session import Clicks
 from labeler.types import Image, Int64, Size, UInt32
 
 SIDE_PX = 1280

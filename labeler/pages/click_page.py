@@ -15,14 +15,13 @@ from typing import Any, Literal
 
 import gradio as gr
 
-from labeler.downloads import masks_to_coco, masks_to_png
 from labeler.errors import ImageError, LabelerError
 from labeler.options import MaskOptions
-from labeler.scene import make_empty_scene, make_scene
-from labeler.session import Asked, Desk
-from labeler.shelf import MAX_LISTED, Photo, Shelf
-from labeler.types import Image, MaskSet
-from labeler.widgets import (
+from labeler.pages.downloads import masks_to_coco, masks_to_png
+from labeler.pages.scene import make_empty_scene, make_scene
+from labeler.pages.session import Asked, Desk
+from labeler.pages.shelf import MAX_LISTED, Photo, Shelf
+from labeler.pages.widgets import (
     LOOK_AGAIN,
     MODE_INFO,
     MODES,
@@ -41,6 +40,7 @@ from labeler.widgets import (
     say_error,
     show_answers,
 )
+from labeler.types import Image, MaskSet
 
 SLIDERS = {
     "points_per_side": (1, 64, 1),

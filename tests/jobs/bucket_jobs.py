@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import stores
-from fakes import freeze, label_arguments, make_slow, read_masks, start_jobs, wait_until
+from fakes import freeze, label_arguments, label_shards, make_slow, read_masks, start_jobs, wait_until
 
 from jobs.events import ImageDone
-from jobs.worker import ShardLabeler
 from labeler import tables
 from labeler.stores import use_store_options
 
@@ -20,9 +19,7 @@ OUTPUT = "s3://labels/run"
 
 def label(output: str, shards: range, *, retries: int = 0) -> list[str | None]:
     """Label in this process; the kinds of error of the images, in order."""
-    labeler = ShardLabeler(output, threads=1, retries=retries, engine="fake_engine:DiscEngine")
-    labeler.load()
-    events = [event for shard in shards for event in labeler.label_shard(shard)]
+    events = label_shards(output, shards, retries=retries)
     return [event.error_kind for event in events if isinstance(event, ImageDone)]
 
 

@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 
 import jobs.cli
-from jobs.worker import ShardLabeler
 
 sys.path.insert(0, str(Path(__file__).parent))  # So that tests and workers find "fakes" and "fake_engine" by name.
 
-from fakes import Cluster, freeze, make_model, start_jobs, write_picture
+from fakes import FAKE_ENGINE, Cluster, freeze, label_shards, make_model, start_jobs, write_picture
 
 RunJobs = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -56,11 +55,7 @@ def label_here(photos: Path, model_folder: Path, tmp_path: Path) -> Callable[...
     def label(*, name: str = "run", images_per_shard: int = 5, shards: Sequence[int] | None = None) -> Path:
         output = tmp_path / name
         record = freeze(photos, output, model_folder, images_per_shard=images_per_shard)
-        labeler = ShardLabeler(str(output), threads=1, retries=0, engine="fake_engine:DiscEngine")
-        labeler.load()
-        for shard in range(record.num_shards) if shards is None else shards:
-            for _event in labeler.label_shard(shard):
-                pass
+        label_shards(output, range(record.num_shards) if shards is None else shards)
         return output
 
     return label
@@ -95,6 +90,6 @@ def growing_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
 @pytest.fixture
 def main(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
     """The command line in this process, from an empty folder."""
-    monkeypatch.setattr(jobs.cli, "ENGINE", "fake_engine:DiscEngine")
+    monkeypatch.setattr(jobs.cli, "ENGINE", FAKE_ENGINE)
     monkeypatch.chdir(tmp_path)
     return lambda *arguments: jobs.cli.main([str(argument) for argument in arguments])

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import pytest
 from PIL import Image as PillowImage
 from pyarrow import parquet
 
+from jobs.events import Event
 from jobs.options import Selection
 from jobs.plan import RunRecord, RunSpec, describe_model, freeze_run
 from jobs.sources import list_images
@@ -30,6 +31,8 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 
 PATHS = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(HERE)]), "COLUMNS": "200"}
+
+FAKE_ENGINE = "fake_engine:DiscEngine"
 
 QUICK = ("--points-per-side", "3", "--stability-score-thresh", "0.5", "--cpus-per-worker", "1")
 """Options under which the fake engine's discs survive and an image takes milliseconds."""
@@ -109,16 +112,25 @@ def freeze(photos: Path, output: Path, model: Path, *, images_per_shard: int = 5
     return freeze_run(str(output), spec, images_per_shard=images_per_shard, listing=listing, model_folder=model)
 
 
+def load_worker(output: Path | str, *, retries: int = 0, engine: str = FAKE_ENGINE, **options: Any) -> ShardLabeler:
+    """A worker of a run in this process, as an actor makes it."""
+    labeler = ShardLabeler(str(output), threads=1, retries=retries, engine=engine, **options)
+    labeler.load()
+    return labeler
+
+
+def label_shards(output: Path | str, shards: Iterable[int], *, retries: int = 0, engine: str = FAKE_ENGINE) -> list[Event]:
+    """Label them in this process, without Ray; what the worker told."""
+    labeler = load_worker(output, retries=retries, engine=engine)
+    return [event for shard in shards for event in labeler.label_shard(shard)]
+
+
 def label_undisturbed(photos: Path, output: Path, model: Path, *, images_per_shard: int) -> dict[str, bytes]:
     """The masks parts as one worker makes them without Ray, where nothing happens to it and nobody is slow."""
     record = freeze(photos, output, model, images_per_shard=images_per_shard)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FAKE_ENGINE_SLOW_S", "0")
-        labeler = ShardLabeler(str(output), threads=1, retries=0, engine="fake_engine:DiscEngine")
-        labeler.load()
-        for shard in range(record.num_shards):
-            for _event in labeler.label_shard(shard):
-                pass
+        label_shards(output, range(record.num_shards))
     return read_masks(output)
 
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 from fake_engine import DiscEngine
+from fakes import FAKE_ENGINE, label_shards
 
 from jobs.options import Selection
 from jobs.plan import RunRecord, RunSpec, describe_model, freeze_run
 from jobs.prompts import describe_prompts, match_prompts
 from jobs.sources import list_images
-from jobs.worker import ShardLabeler
 from labeler import storage
 from labeler.engine import Prediction
 from labeler.model_folder import read_model_info
@@ -57,19 +57,10 @@ def freeze_prompts(
         )
 
 
-def load(output: Path, *, engine: str = "fake_engine:DiscEngine") -> ShardLabeler:
-    """A worker of a run."""
-    labeler = ShardLabeler(str(output), threads=1, retries=0, engine=engine)
-    labeler.load()
-    return labeler
-
-
 def label_prompts(
-    photos: Path, prompts: Path, output: Path, model: Path, *, engine: str = "fake_engine:DiscEngine", **options: Any
+    photos: Path, prompts: Path, output: Path, model: Path, *, engine: str = FAKE_ENGINE, **options: Any
 ) -> RunRecord:
     """Freeze and label a run with prompts in this process."""
     record = freeze_prompts(photos, prompts, output, model, **options)
-    labeler = load(output, engine=engine)
-    for shard in range(record.num_shards):
-        list(labeler.label_shard(shard))
+    label_shards(output, range(record.num_shards), engine=engine)
     return record

@@ -5,30 +5,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from fakes import write_picture
+from fakes import load_worker, write_picture
 from PIL import Image as PillowImage
 
 from jobs.events import ImageDone, ShardCommitted
 from jobs.plan import read_run
 from jobs.shards import read_kept, read_parts
 from jobs.verify import find_faults
-from jobs.worker import ShardLabeler
 from labeler import storage, tables
 
 LabelHere = Callable[..., Path]
-
-
-def load(output: Path) -> ShardLabeler:
-    labeler = ShardLabeler(str(output), threads=1, retries=0, engine="fake_engine:DiscEngine")
-    labeler.load()
-    return labeler
 
 
 def test_what_is_kept_is_written_again_byte_for_byte(label_here: LabelHere) -> None:
     """Masks parts do not say how they came about; only images of the asked kinds are touched."""
     output = label_here(images_per_shard=12)
     before = {path: path.read_bytes() for path in (output / "masks").iterdir()}
-    events = list(load(output).label_shard(0, again={"corrupt", "timeout"}))
+    events = list(load_worker(output).label_shard(0, again={"corrupt", "timeout"}))
     assert [event.error_kind for event in events if isinstance(event, ImageDone)] == ["corrupt", "corrupt"]
     committed = events[-1]
     assert isinstance(committed, ShardCommitted)
@@ -40,7 +33,7 @@ def test_an_image_that_was_mended_is_taken_as_it_is_now(label_here: LabelHere, p
     """A good file in the place of a broken one has its masks, and its row its size; the run is whole with it."""
     output = label_here(images_per_shard=12)
     write_picture(photos / "a" / "empty.png", seed=3).replace(photos / "a" / "empty.jpg")
-    events = list(load(output).label_shard(0, again={"corrupt"}))
+    events = list(load_worker(output).label_shard(0, again={"corrupt"}))
     assert [event.error_kind for event in events if isinstance(event, ImageDone)] == [None, "corrupt"]
     rows = {row["file_name"]: row for row in pq.read_table(output / "images").to_pylist()}
     mended = rows["a/empty.jpg"]
@@ -57,7 +50,7 @@ def test_an_image_written_again_after_planning_is_changed_until_it_is_asked_for(
     larger.write_bytes(write_picture(photos / "new.png", seed=11).read_bytes() + b"behind the end")
     (photos / "new.png").unlink()
     os.utime(touched, ns=(0, 0))
-    labeler = load(output)
+    labeler = load_worker(output)
     first = [event.error_kind for event in labeler.label_shard(0) if isinstance(event, ImageDone)]
     assert sorted(filter(None, first)) == ["changed", "changed", "corrupt", "corrupt"]
     before = {storage.decode_name(row["file_name"]): row for row in pq.read_table(output / "images").to_pylist()}
@@ -87,7 +80,7 @@ def test_parts_that_do_not_fit_each_other_are_not_kept(label_here: LabelHere) ->
     part.write_bytes(tables.encode_part(rows.slice(0, 3).to_batches(), table="masks", metadata=tables.read_metadata(rows)))
     assert read_parts(str(output), 0) is None
     assert read_kept(str(output), 0, kinds={"corrupt"}) == {}
-    events = list(load(output).label_shard(0, again={"corrupt"}))
+    events = list(load_worker(output).label_shard(0, again={"corrupt"}))
     assert len([event for event in events if isinstance(event, ImageDone)]) == 12
     assert part.read_bytes() == whole
     part.unlink()

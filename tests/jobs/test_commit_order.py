@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from fakes import PATHS, write_picture
-from prompt_fakes import label_prompts, load, write_prompts
+from fakes import PATHS, load_worker, write_picture
+from prompt_fakes import label_prompts, write_prompts
 
 from jobs.plan import read_run
 from jobs.shards import read_parts
@@ -22,7 +22,7 @@ BOXES = "prompt_fakes:BoxEngine"
 KILL = f"""
 import os, pathlib, signal, sys
 from labeler import storage
-from prompt_fakes import load
+from fakes import load_worker
 
 left = int(sys.argv[2])
 
@@ -35,7 +35,7 @@ def count(step):
         step(*arguments)
     return call
 
-labeler = load(pathlib.Path(sys.argv[1]), engine="{BOXES}")
+labeler = load_worker(pathlib.Path(sys.argv[1]), engine="{BOXES}")
 storage.delete, storage.write_bytes = count(storage.delete), count(storage.write_bytes)
 list(labeler.label_shard(0))
 assert left == 0
@@ -79,7 +79,7 @@ def test_killed_between_the_steps_of_a_commit(runs: Path, tmp_path: Path, num_st
     assert (read_parts(str(output), 0) is None) == (stands is None)
     assert stands is None or read_bytes(output) == read_bytes(runs / stands)
 
-    list(load(output, engine=BOXES).label_shard(0))
+    list(load_worker(output, engine=BOXES).label_shard(0))
     assert read_bytes(output) == read_bytes(runs / "new") != read_bytes(runs / "old")
     record = read_run(str(output))
     assert record is not None

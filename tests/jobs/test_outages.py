@@ -9,11 +9,10 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from fakes import freeze, label_arguments, write_picture
+from fakes import freeze, label_arguments, load_worker, write_picture
 from stores import find_port
 
 from jobs.outages import MAX_IN_A_ROW, OutageWatch
-from jobs.worker import ShardLabeler
 from labeler.errors import ImageError, StorageError
 
 pytest.importorskip("aiohttp")
@@ -119,8 +118,7 @@ def test_a_server_that_stops_in_the_middle_is_no_images_fault(web: Path, model_f
     with serve_folder(web) as address:
         photos = write_list(tmp_path / "list.txt", [f"{address}/{n % 3}.png?{n}" for n in range(2 * MAX_IN_A_ROW)])
         record = freeze(photos, tmp_path / "out", model_folder, images_per_shard=MAX_IN_A_ROW)
-        labeler = ShardLabeler(str(tmp_path / "out"), threads=1, retries=0, engine="fake_engine:DiscEngine")
-        labeler.load()
+        labeler = load_worker(tmp_path / "out")
         list(labeler.label_shard(0))
     assert record.num_shards == 2
     with pytest.raises(StorageError, match=f"{MAX_IN_A_ROW} images in a row could not be had"):

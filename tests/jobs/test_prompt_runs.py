@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from fakes import Cluster, find_workers, make_slow, start_jobs, wait_until, write_picture
+from fakes import Cluster, find_workers, load_worker, make_slow, start_jobs, wait_until, write_picture
 from PIL import Image as PillowImage
-from prompt_fakes import label_prompts, load, write_prompts
+from prompt_fakes import label_prompts, write_prompts
 
 from jobs.events import ImageDone
 from jobs.options import Selection
@@ -183,7 +183,7 @@ def test_what_is_kept_of_a_shard_is_written_again_byte_for_byte(photos: Path, mo
     prompts = write_prompts(tmp_path / "p.jsonl", ROWS)
     record = label_prompts(photos, prompts, tmp_path / "out", model_folder, images_per_shard=12)
     before = read_parts(tmp_path / "out")
-    events = list(load(tmp_path / "out").label_shard(0, again={"corrupt"}))
+    events = list(load_worker(tmp_path / "out").label_shard(0, again={"corrupt"}))
     assert [event.error_kind for event in events if isinstance(event, ImageDone)] == ["corrupt", "corrupt"]
     assert read_parts(tmp_path / "out") == before
     assert record.num_shards == 1

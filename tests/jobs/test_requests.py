@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 import stores
-from fakes import freeze, write_picture
+from fakes import freeze, load_worker, write_picture
 
 from jobs.lease import Lease, Permit, name_process
-from jobs.worker import ShardLabeler
 from labeler import storage
 from labeler.stores import use_store_options
 
@@ -45,8 +44,7 @@ def test_requests_of_an_image_and_of_a_shard(tmp_path: Path, model_folder: Path,
             freeze("s3://photos/in", OUTPUT, model_folder, images_per_shard=4)  # type: ignore[arg-type]
             lease = Lease("driver", name_process())
             storage.write_bytes(f"{OUTPUT}/lease.json", json.dumps(asdict(lease)).encode())
-            labeler = ShardLabeler(OUTPUT, threads=1, retries=0, engine="fake_engine:DiscEngine")
-            labeler.load()
+            labeler = load_worker(OUTPUT)
             before = count_requests(tmp_path / "server.log")
             for shard in range(3):
                 for _event in labeler.label_shard(shard, permit=Permit("driver", attempt=1)):

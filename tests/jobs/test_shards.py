@@ -12,14 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import stores
-from fakes import freeze, make_model, write_picture
+from fakes import freeze, label_shards, make_model, write_picture
 
 import jobs.cli
 import jobs.verify
 from jobs.plan import read_run
 from jobs.shards import Tally, read_parts, tally_shard
 from jobs.verify import find_faults
-from jobs.worker import ShardLabeler
 from labeler import rle, storage, tables
 from labeler.errors import StorageError
 
@@ -35,10 +34,7 @@ def labeled(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Pat
     (folder / "photos" / "05.jpg").write_bytes(b"")
     (folder / "photos" / "06.png").write_text("<html>not found</html>")
     record = freeze(folder / "photos", folder / "run", model_folder)
-    labeler = ShardLabeler(str(folder / "run"), threads=1, retries=0, engine="fake_engine:DiscEngine")
-    labeler.load()
-    for shard in range(record.num_shards):
-        list(labeler.label_shard(shard))
+    label_shards(folder / "run", range(record.num_shards))
     return folder / "run"
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import stores
 from bucket_jobs import OUTPUT, Bench, label, label_undisturbed, serve_bench
-from fakes import freeze, label_arguments, make_tar, start_jobs, wait_until, write_picture
+from fakes import FAKE_ENGINE, freeze, label_arguments, make_tar, start_jobs, wait_until, write_picture
 
 import jobs.cli
 from jobs.options import Selection
@@ -58,7 +58,7 @@ def test_whoever_asks_a_store_that_is_gone_waits_for_it(bench: Bench, monkeypatc
     freeze("s3://photos/in", OUTPUT, bench.model, images_per_shard=8)  # type: ignore[arg-type]
     label(OUTPUT, range(1))
     options = [*_list_keys(), "--storage-options", f"endpoint_url={bench.proxy.endpoint}"]
-    labeler = ShardLabeler(OUTPUT, threads=1, retries=8, engine="fake_engine:DiscEngine")
+    labeler = ShardLabeler(OUTPUT, threads=1, retries=8, engine=FAKE_ENGINE)
     monkeypatch.setenv("SAM_LABELER_CACHE", str(bench.folder / "cache"))  # Where no model is.
     asks: list[Callable[[], Any]] = [
         labeler.load,

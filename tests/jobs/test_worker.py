@@ -7,19 +7,13 @@ from typing import Any
 import fake_engine
 import pandas as pd
 import pytest
-from fakes import freeze, write_picture
+from fakes import freeze, load_worker, write_picture
 
 from jobs.events import ImageDone, ImageStarted, ShardCommitted
 from jobs.worker import MAX_INTERNAL_IN_A_ROW, ShardLabeler, WorkerStoppedError
 from labeler import storage
 from labeler.errors import ImageError, ModelError, StorageError
 from labeler.retries import retried, use_retries
-
-
-def load(output: Path, **options: Any) -> ShardLabeler:
-    labeler = ShardLabeler(str(output), threads=1, engine="fake_engine:DiscEngine", **{"retries": 0, **options})
-    labeler.load()
-    return labeler
 
 
 def read_errors(output: Path) -> dict[str, str]:
@@ -36,7 +30,7 @@ def output(photos: Path, model_folder: Path, tmp_path: Path) -> Path:
 
 def test_every_image_leaves_one_row(output: Path) -> None:
     """Good ones their masks, broken ones their reason; both tables sorted and in agreement."""
-    *_, committed = load(output).label_shard(0)
+    *_, committed = load_worker(output).label_shard(0)
     images, masks = pd.read_parquet(output / "images"), pd.read_parquet(output / "masks")
     assert isinstance(committed, ShardCommitted)
     assert images["image_id"].tolist() == list(range(1, 13))
@@ -58,7 +52,7 @@ def test_an_image_is_announced_before_it_is_touched(output: Path, monkeypatch: p
         touched.append(uri)
         return read_bytes(uri, **where)
 
-    labeler = load(output)
+    labeler = load_worker(output)
     monkeypatch.setattr(storage, "read_bytes", watch)
     events = [type(event) for event in labeler.label_shard(0, careful=True)]
     assert events == [ImageStarted, ImageDone] * 12 + [ShardCommitted]
@@ -72,7 +66,7 @@ def test_an_image_is_announced_before_it_is_touched(output: Path, monkeypatch: p
 
 def test_a_verdict_is_a_row_without_touching_the_image(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What killed three workers is not looked at a fourth time."""
-    events = list(load(output).label_shard(0, verdicts={2: ImageError("worker_died", "three")}))
+    events = list(load_worker(output).label_shard(0, verdicts={2: ImageError("worker_died", "three")}))
     assert ImageStarted(2) not in events
     assert ImageDone(2, 0, "worker_died") in events
     assert pd.read_parquet(output / "images").set_index("image_id").loc[2, "error_message"] == "three"
@@ -85,14 +79,14 @@ def test_what_changed_since_the_plan_is_said(output: Path, photos: Path) -> None
     with (photos / "a" / names[1]).open("ab") as file:
         file.write(b"more")
     (photos / "a" / names[2]).write_bytes((photos / "a" / names[2]).read_bytes())
-    list(load(output).label_shard(0))
+    list(load_worker(output).label_shard(0))
     kinds = {Path(storage.decode_name(name)).name: kind for name, kind in read_errors(output).items()}
     assert [kinds.get(name) for name in names] == ["missing", "changed", "changed", None, None]
 
 
 def test_a_forbidden_image_is_its_own_fault(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Permission denied on one file is a row. (Simulated: tests may run as root, whom no file refuses.)"""
-    labeler = load(output)
+    labeler = load_worker(output)
     read_bytes = storage.read_bytes
 
     def refuse(uri: str, **where: Any) -> bytes:
@@ -107,7 +101,7 @@ def test_a_forbidden_image_is_its_own_fault(output: Path, monkeypatch: pytest.Mo
 
 def test_an_input_that_is_gone_is_nobodys_missing_image(output: Path, photos: Path) -> None:
     """An unmounted folder stops the job; it does not make ten million 'missing' rows."""
-    labeler = load(output)
+    labeler = load_worker(output)
     shutil.move(photos, photos.with_name("elsewhere"))
     with pytest.raises(StorageError, match="is gone"):
         list(labeler.label_shard(0))
@@ -116,7 +110,7 @@ def test_an_input_that_is_gone_is_nobodys_missing_image(output: Path, photos: Pa
 
 def test_a_mount_point_without_its_disk_is_nobodys_missing_image(output: Path, photos: Path) -> None:
     """It is there and empty: a worker that begins is left out, one at work stops. A folder inside may well be empty."""
-    labeler = load(output)
+    labeler = load_worker(output)
     shutil.rmtree(photos / "b")
     (photos / "b").mkdir()
     list(labeler.label_shard(0))
@@ -127,7 +121,7 @@ def test_a_mount_point_without_its_disk_is_nobodys_missing_image(output: Path, p
     with pytest.raises(StorageError, match="is it mounted"):
         list(labeler.label_shard(0))
     with pytest.raises(StorageError, match="is it mounted"):
-        load(output)
+        load_worker(output)
     assert not (output / "images").exists()
 
 
@@ -138,7 +132,7 @@ def test_a_folder_called_like_a_pattern_is_a_folder_when_it_is_away(tmp_path: Pa
     freeze(photos, tmp_path / "run", model_folder, images_per_shard=2)
     shutil.move(photos, tmp_path / "elsewhere")
     with pytest.raises(StorageError, match="is it mounted"):
-        load(tmp_path / "run")
+        load_worker(tmp_path / "run")
 
 
 @pytest.mark.parametrize("is_absolute", [True, False])
@@ -150,19 +144,19 @@ def test_the_images_of_a_list_are_missed_only_where_their_folder_is(
     (tmp_path / "list.txt").write_text("\n".join(str(name if is_absolute else name.relative_to(tmp_path)) for name in names))
     freeze(tmp_path / "list.txt", tmp_path / "run", model_folder, images_per_shard=2)
     names[1].unlink()
-    labeler = load(tmp_path / "run")
+    labeler = load_worker(tmp_path / "run")
     list(labeler.label_shard(0))
     assert list(read_errors(tmp_path / "run").values()) == ["missing"]
     shutil.rmtree(photos)
     with pytest.raises(StorageError, match="is it mounted"):
         list(labeler.label_shard(1))
     with pytest.raises(StorageError, match="is it mounted"):
-        load(tmp_path / "run")
+        load_worker(tmp_path / "run")
 
 
 def test_storage_that_answers_late_is_waited_for(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every call fails once: with one retry the shard is done and no image blamed; without it, nothing counts."""
-    labeler = load(output)
+    labeler = load_worker(output)
     failed: set[str] = set()
 
     def fail_once(name: str) -> Any:
@@ -195,7 +189,7 @@ def make_run(tmp_path: Path, model_folder: Path, *colours: tuple[int, int, int] 
     for number, colour in enumerate(colours):
         write_picture(tmp_path / "pictures" / f"{number:03d}.png", seed=number, colour=colour)
     freeze(tmp_path / "pictures", tmp_path / "out", model_folder, images_per_shard=64)
-    return load(tmp_path / "out")
+    return load_worker(tmp_path / "out")
 
 
 def test_a_bug_costs_one_image(tmp_path: Path, model_folder: Path) -> None:
@@ -225,7 +219,7 @@ def test_broken_files_never_stop_a_job(tmp_path: Path, model_folder: Path) -> No
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"")
     freeze(tmp_path / "pictures", tmp_path / "out", model_folder, images_per_shard=64)
-    *_, committed = load(tmp_path / "out").label_shard(0)
+    *_, committed = load_worker(tmp_path / "out").label_shard(0)
     assert isinstance(committed, ShardCommitted)
     assert committed.tally.errors == {"corrupt": 2 * MAX_INTERNAL_IN_A_ROW}
 
@@ -233,10 +227,10 @@ def test_broken_files_never_stop_a_job(tmp_path: Path, model_folder: Path) -> No
 def test_a_machine_that_lacks_something_says_so(output: Path, photos: Path, tmp_path: Path) -> None:
     """No run, no input, another model: before any image is touched."""
     with pytest.raises(StorageError, match=r"run\.json"):
-        load(tmp_path / "nowhere")
+        load_worker(tmp_path / "nowhere")
     (output / "model" / "encoder.bin").write_text("other")
     with pytest.raises(ModelError, match=r"encoder\.bin"):
-        load(output)
+        load_worker(output)
     shutil.rmtree(photos)
     with pytest.raises(StorageError, match="does not see the input"):
-        load(output)
+        load_worker(output)

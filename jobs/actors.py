@@ -4,12 +4,14 @@ Must not know how many there are or which shard comes next. Part of the Ray seam
 """
 
 import logging
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from jobs.events import WorkerInfo
 from jobs.lease import ProcessName, is_process_alive
@@ -17,6 +19,8 @@ from jobs.ledger import Assignment
 from jobs.worker import ShardLabeler
 
 logger = logging.getLogger(__name__)
+
+_MAX_REASON = 300  # Letters.
 
 
 class NodeLabeler(ShardLabeler):
@@ -40,6 +44,7 @@ class Task:
         events: what the worker tells about it, a Ray generator.
         in_work: images announced and not done, oldest first: the first is labeled, the next is being read.
         since_s: since when the first is labeled, not read, on the monotonic clock.
+        awaited: the image whose bytes are not there yet, and since when.
         hung_image: the image for which the worker was killed.
         is_committed: what comes next is the end of the stream, or of the worker.
     """
@@ -48,8 +53,15 @@ class Task:
     events: Any
     in_work: list[int] = field(default_factory=list)
     since_s: float = 0.0
+    awaited: tuple[int, float] | None = None
     hung_image: int | None = None
     is_committed: bool = False
+
+    def note_wait(self, image_id: int) -> None:
+        """The bytes of the first are still not there."""
+        self.since_s = time.monotonic()
+        if self.awaited is None or self.awaited[0] != image_id:
+            self.awaited = (image_id, self.since_s)
 
     def is_overdue(self, limit_s: float) -> bool:
         """Whether, by what it has told, it is at one image for longer than this."""
@@ -62,16 +74,20 @@ class Worker:
 
     Attributes:
         without: the nodes on which it may not be.
+        memory_bytes: what it asked for.
+        wait_said_of: the image of which it was said that its bytes do not come.
         missing: set where it does not answer and Ray does not know yet whether it is dead: what asks it for a sign of life.
     """
 
     actor: Any
     loading: Any
     without: frozenset[str] = frozenset()
+    memory_bytes: int = 0
     info: WorkerInfo | None = None
     task: Task | None = None
     missing: Any = None
     ask_at_s: float = 0.0
+    wait_said_of: int | None = None
 
     def become_ready(self, info: WorkerInfo) -> None:
         """Its model is loaded."""
@@ -97,6 +113,14 @@ class Worker:
 
     def __str__(self) -> str:
         return f"pid {self.info.pid} on {self.info.host}" if self.info else "still loading"
+
+
+def describe_death(error: RayError) -> str:
+    """Why a worker died, as far as Ray knows: a line."""
+    text = str(error).strip()
+    told = re.search(r"Worker exit detail: (.+?)(?: Some common causes include|$)", text, re.DOTALL)
+    lines = (told[1] if told else text).strip().splitlines() or [type(error).__name__]
+    return lines[0][:_MAX_REASON].rstrip(".")
 
 
 @dataclass(slots=True, eq=False)

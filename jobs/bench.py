@@ -162,7 +162,8 @@ def describe_bench(figures: BenchFigures, *, price: float | None) -> str:
     lines += [
         f"{num_masks / num_images:.0f} masks an image",
         f"a worker starts in {figures.cold_s:.1f} s, in {figures.cached_s:.1f} s with its model in the node's cache",
-        f"best here: --workers {best.split.workers} --cpus-per-worker {best.split.threads}",
+        f"best here: --cpus-per-worker {best.split.threads}, with room for {best.split.workers} "
+        f"worker{'s' if best.split.workers > 1 else ''} a machine",
     ]
     return "\n".join(lines)
 

@@ -66,6 +66,9 @@ app = App(
 )
 app.command(bench)
 
+# Where `ray job submit --working-dir` unpacks a checkout.
+_RAYS_OWN_FOLDER = "/runtime_resources/working_dir_files/"
+
 _WHERE = Group("Input and output", sort_key=1)
 _WHICH = Group("Which images (frozen at the first start)", sort_key=2)
 _CHANGE_MASKS = Group("Options that change masks (frozen at the first start)", sort_key=3)
@@ -117,6 +120,11 @@ def label(
     if extend and (selection.limit or selection.sample):
         raise OptionsError("--extend: a run of a --limit or --sample has only those images; name a new --output without it")
     input, place = storage.path_to_uri(input), storage.path_to_uri(output)  # Absolute: workers stand elsewhere.
+    if _RAYS_OWN_FOLDER in place:
+        raise OptionsError(
+            f"--output {output}: in a submitted job that is a folder of Ray's own, on one machine, which is deleted in the "
+            "end; name an absolute path that every machine sees, or a bucket"
+        )
     if selection.images_root is not None:
         selection = selection.model_copy(update={"images_root": storage.path_to_uri(selection.images_root)})
     places = {

@@ -108,9 +108,10 @@ def find_large_nodes(*, cpus: int) -> set[str]:
     return {node["NodeID"] for node in list_nodes() if node["Resources"].get("CPU", 0) >= cpus}
 
 
-def measure_largest_node() -> int:
-    """Bytes of memory that the largest node offers to workers."""
-    return max((int(node["Resources"].get("memory", 0)) for node in list_nodes()), default=0)
+def measure_largest_node(*, cpus: int) -> int:
+    """Bytes of memory that the largest of the nodes with so many CPUs offers to workers."""
+    large = [node["Resources"] for node in list_nodes() if node["Resources"].get("CPU", 0) >= cpus]
+    return max((int(resources.get("memory", 0)) for resources in large), default=0)
 
 
 def describe_nodes() -> str:
@@ -126,9 +127,17 @@ def describe_nodes() -> str:
 
 
 def find_node(actor: Any) -> str | None:
-    """The cluster's name of the machine that an actor is on, or was on when it died; None where it has never had one."""
+    """The cluster's name of the machine that an actor is on, or was on when it died; None where it has never had one.
+
+    Not to be asked while it waits for one: until then Ray names the machine that it was asked for on.
+    """
     node_id = actors(actor._actor_id.hex()).get("Address", {}).get("NodeID")
     return None if node_id in (None, "", _NO_NODE) else str(node_id)
+
+
+def is_waiting(actor: Any) -> bool:
+    """Whether an actor has no machine yet, or is about to be started there."""
+    return actors(actor._actor_id.hex()).get("State") in ("DEPENDENCIES_UNREADY", "PENDING_CREATION")
 
 
 def is_node_alive(node_id: str) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 import ray
 
 from jobs.actors import Ghost, NodeLabeler, Task, Worker
-from jobs.cluster import count_places, describe_nodes, find_large_nodes, find_node, name_node
+from jobs.cluster import count_places, describe_nodes, find_large_nodes, find_node, is_waiting, name_node
 from jobs.events import WorkerInfo
 from jobs.lease import LeaseHolder, LeaseLostError, Permit, is_process_alive
 from jobs.ledger import ShardLedger
@@ -38,6 +38,12 @@ LOSS_KNOWN_S = 65.0
 """How long Ray may take to notice that a silent machine is gone: five health checks of 13 s. Until then its images seem to
 hang."""
 
+NODES_COME_WITHIN_S = 900.0
+"""How long a job that asked for more workers than there is room for waits for a better machine than those that came."""
+
+_WAIT_IS_LONG_S = 60.0
+_READ_IS_LONG_S = 300.0
+_MUCH_MORE_MEMORY = 1.1
 _NODE_LABEL = "ray.io/node-id"
 
 
@@ -60,7 +66,7 @@ class Crew:
         self._options = options
         self._engine = engine
         self._lease = lease
-        self.memory = WorkerMemory(memory_bytes)
+        self.memory = WorkerMemory(memory_bytes, cpus=options.cpus_per_worker)
         self._actor_class: Any = ray.remote(NodeLabeler)
         self._workers: list[Worker] = []
         self._ghosts: list[Ghost] = []
@@ -75,6 +81,7 @@ class Crew:
         self._num_places = 0
         self._num_places_guessed = 0
         self._count_at_s = 0.0
+        self._none_ready_since_s = time.monotonic()
 
     def count_wanted(self) -> int:
         """How many workers there should be, were there shards for all of them. On a node that is left out there are none."""
@@ -97,7 +104,26 @@ class Crew:
         self._num_places = self._num_places_guessed = count_places(cpus=cpus, memory_bytes=self.memory.bytes, without=without)
         if self.memory.bytes > self.memory.guess_bytes:
             self._num_places_guessed = count_places(cpus=cpus, memory_bytes=self.memory.guess_bytes, without=without)
+        self._let_go_of_stale()
         self._count_at_s = time.monotonic() + _SECONDS_BETWEEN_COUNTS
+
+    def _let_go_of_stale(self) -> bool:
+        """End workers that wait for a machine on terms that hold no more, whether there are any; ``hire`` asks for others.
+
+        Else one after the other would go to a node that was left out since, or more of them to one than it has memory for.
+        """
+        left_out = self._nodes_left_out
+        waiting = [worker for worker in self._workers if worker.info is None]
+        stale = [
+            worker
+            for worker in waiting
+            if not left_out <= worker.without or _MUCH_MORE_MEMORY * worker.memory_bytes < self.memory.bytes
+        ]
+        stale = [worker for worker in stale if is_waiting(worker.actor)]
+        for worker in stale:
+            ray.kill(worker.actor)
+            self._workers.remove(worker)
+        return bool(stale)
 
     @property
     def _nodes_left_out(self) -> set[str]:
@@ -133,7 +159,14 @@ class Crew:
                 engine=self._engine,
                 store_options=get_store_options(),
             )
-            self._workers.append(Worker(actor, loading=actor.load.remote(), without=frozenset(self._nodes_left_out)))
+            self._workers.append(
+                Worker(
+                    actor,
+                    loading=actor.load.remote(),
+                    without=frozenset(self._nodes_left_out),
+                    memory_bytes=self.memory.bytes,
+                )
+            )
 
     def _has_no_node(self) -> bool:
         """Whether no worker is ready, and on no node that is large enough one may be: they would wait forever."""
@@ -144,16 +177,20 @@ class Crew:
         return bool(large) and all(large <= without for without in may_not)
 
     def say_if_no_room(self, say: Callable[[str], None]) -> None:
-        """Say it, once, where no node is large enough for one worker: an autoscaler may add one, else nothing will happen."""
+        """Say it, once, where no worker finds a place: an autoscaler may add one, else nothing will happen."""
+        now_s = time.monotonic()
         if self.count_ready() or not self._workers:
+            self._none_ready_since_s = now_s
             return
         self._look_around()
-        if self._num_places:
+        size = f"{self._options.cpus_per_worker} CPUs and {self.memory.bytes / 2**30:.1f} GiB"
+        if not self._num_places:
+            text = f"no node has room for a worker, which takes {size}; nodes: {describe_nodes()}; waiting for a larger one"
+        elif now_s >= self._none_ready_since_s + _WAIT_IS_LONG_S and all(is_waiting(worker.actor) for worker in self._workers):
+            self._none_ready_since_s = now_s
+            text = f"others hold what a worker takes, {size}; nodes: {describe_nodes()}; waiting until it is free"
+        else:
             return
-        text = (
-            f"no node has room for a worker, which takes {self._options.cpus_per_worker} CPUs and "
-            f"{self.memory.bytes / 2**30:.1f} GiB; nodes: {describe_nodes()}; waiting for a larger one"
-        )
         if text != self._said:
             say(text)
         self._said = text
@@ -168,6 +205,17 @@ class Crew:
                 f"{self._num_places}, not {self._num_places_guessed}; a larger --cpus-per-worker uses the CPUs that are left"
             )
             self._is_memory_said = True
+
+    def say_if_reading_hangs(self, say: Callable[[str], None]) -> None:
+        """Say it, once an image, where its bytes do not come for minutes: a dead mount says nothing by itself."""
+        now_s = time.monotonic()
+        for worker in self._workers:
+            if worker.task is None or worker.task.awaited is None:
+                continue
+            image_id, since_s = worker.task.awaited
+            if now_s > since_s + _READ_IS_LONG_S and worker.wait_said_of != image_id:
+                worker.wait_said_of = image_id
+                say(f"{worker} has waited {_READ_IS_LONG_S / 60:.0f} minutes for the bytes of image {image_id}, and still does")
 
     def welcome(self, worker: Worker, info: WorkerInfo) -> None:
         """A worker is ready. Those hired from now on declare at least the memory that this one was seen to need."""
@@ -217,7 +265,7 @@ class Crew:
         """Workers whose model is loaded."""
         return sum(worker.info is not None for worker in self._workers)
 
-    def bury(self, worker: Worker, *, is_machine_gone: bool, then: Callable[[], None]) -> None:
+    def bury(self, worker: Worker, *, is_machine_gone: bool, then: Callable[[], None], reason: str = "") -> None:
         """Forget a dead worker; ``hire`` replaces it. A node on which one after the other dies before it is ready is left out.
 
         It may be gone, which Ray knows only later: that is waited for before the job ends for want of nodes.
@@ -226,13 +274,15 @@ class Crew:
             worker: dead, as far as Ray knows.
             is_machine_gone: its node died with it.
             then: done when it can write no more.
+            reason: why it died, where that is known.
         """
         self._workers.remove(worker)
         if worker.info is None and not is_machine_gone:
             node = find_node(worker.actor)
             self._deaths_while_loading[node] += 1
             if self._deaths_while_loading[node] > self._options.retries:
-                error = ModelError("workers die while they load the model; is there enough memory?")
+                known = f": {reason}" if reason else ""
+                error = ModelError(f"workers die while they load the model{known}; is there enough memory?")
                 self._do_without(error, node=node, patience_s=0.0 if node is None else LATE_WRITE_S)
         if worker.info is None or worker.task is None:
             then()
@@ -280,8 +330,10 @@ class Crew:
         """Go on without this worker, and without its node. Raises the error where no other worker is left."""
         node = find_node(worker.actor)
         self._workers.remove(worker)
-        ray.kill(worker.actor)
-        self._do_without(error, node=node)
+        try:
+            self._do_without(error, node=node)
+        finally:
+            ray.kill(worker.actor)  # Last: else Ray would give its place to one that waits.
 
     def _do_without(self, error: LabelerError, *, node: str | None, patience_s: float = 0.0) -> None:
         if node is None or node not in self._left_out:
@@ -289,9 +341,16 @@ class Crew:
         self._left_out[node] += 1
         self._left_out_for = error
         self._count_at_s = 0.0
-        self._patient_until_s = time.monotonic() + patience_s
-        if not self._workers and not patience_s:
+        is_last = not self._workers
+        if self._let_go_of_stale() and self._asks_for_more():
+            patience_s = max(patience_s, NODES_COME_WITHIN_S)
+        self._patient_until_s = max(self._patient_until_s, time.monotonic() + patience_s)
+        if is_last and time.monotonic() >= self._patient_until_s:
             raise error
+
+    def _asks_for_more(self) -> bool:
+        """Whether the job asks for workers before there is room for them, so that a cluster that can grow does."""
+        return self._options.max_workers is not None or self._options.min_workers is not None
 
     def kill_hung_workers(self) -> None:
         """Those that are at one image for too long, and have told nothing since. Their death is noticed as any other's."""

@@ -105,8 +105,9 @@ def estimate_job(
     images = work.draw(_NUM_TIMED_IMAGES)
     seconds = _time_images(labeler, images, prompts=_draw_prompts(images, output=output, record=record, matched=prompts))
     here = max(1, count_usable_cpus() // job.cpus_per_worker)
-    num_workers = (job.max_workers or here) if job.workers == "auto" else job.workers
-    return Estimate(num_images, seconds, num_workers)
+    num_workers = (job.max_workers or max(here, job.min_workers or 0)) if job.workers == "auto" else job.workers
+    num_new_shards = -(-listing.num_images // (record.images_per_shard if record else job.images_per_shard)) if listing else 0
+    return Estimate(num_images, seconds, min(num_workers, len(shards) + num_new_shards))
 
 
 def _time_images(labeler: ImageLabeler, images: Sequence[PlannedImage], *, prompts: ShardPrompts | None = None) -> float:

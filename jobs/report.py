@@ -181,7 +181,7 @@ class Watch:
         left_s = work["seconds_left"]
         return (
             f"{work['images_per_s']:.2f} images/s, {work['masks_per_s']:.1f} masks/s, "
-            f"{self._count_seen().num_failed} failed, {'starting' if left_s is None else describe_duration(left_s) + ' left'}"
+            f"{self._count_seen().num_failed} failed, {_describe_left(left_s, has_begun=self._count_here().num_images > 0)}"
         )
 
     def save(self, state: str) -> None:
@@ -255,6 +255,7 @@ class Watch:
         num_images = max(0, here.num_images - before.num_images)  # What a dead worker had done is lost.
         left_s = (self.num_todo - here.num_images) * seconds / num_images if num_images else None
         return {
+            "num_images_here": here.num_images,
             "num_images_in_work": self._in_work.sum.num_images,
             "num_workers_now": self._num_workers_now,
             "images_per_s": round(num_images / seconds, 4),
@@ -306,9 +307,14 @@ def describe_progress(progress: Mapping[str, Any], *, num_done: int) -> str:
     if silent_s > _SILENT_S:
         return f"{text}, but silent for {describe_duration(silent_s)}: if it was killed, the same label command goes on"
     num_in_work = max(0, progress["num_done"] + progress["num_images_in_work"] - num_done)
-    left_s = progress.get("seconds_left")
-    left = "starting" if left_s is None else f"{describe_duration(left_s)} left"
+    left = _describe_left(progress.get("seconds_left"), has_begun=progress.get("num_images_here", 0) > 0)
     return f"{text}: {num_in_work} more images in unfinished shards, {progress.get('num_workers_now')} workers, {rates}, {left}"
+
+
+def _describe_left(left_s: float | None, *, has_begun: bool) -> str:
+    if left_s is not None:
+        return f"{describe_duration(left_s)} left"
+    return "standing still" if has_begun else "starting"
 
 
 def describe_prompt_counts(counts: Mapping[str, int]) -> str:

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import ray
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
-from jobs.actors import Task, Worker
+from jobs.actors import Task, Worker, describe_death
 from jobs.cluster import RunMetrics, connect_to_cluster, find_node, is_node_alive
 from jobs.crew import Crew
 from jobs.events import ImageAwaited, ImageDone, ImageStarted, ShardCommitted
@@ -101,6 +101,7 @@ def label_shards(
                 crew.kill_hung_workers()
                 crew.say_if_no_room(watch.say)
                 crew.say_if_memory_is_short(watch.say)
+                crew.say_if_reading_hangs(watch.say)
                 crew.release_ghosts()
                 crew.dismiss_spare(num_shards=len(ledger))
                 watch.tick(num_workers=crew.count_ready())
@@ -148,9 +149,10 @@ def follow_event(event: object, *, worker: Worker, task: Task, crew: Crew, watch
             if not task.in_work:
                 task.since_s = time.monotonic()
             task.in_work.append(image_id)
-        case ImageAwaited():
-            task.since_s = time.monotonic()
+        case ImageAwaited(image_id):
+            task.note_wait(image_id)
         case ImageDone(image_id):
+            task.awaited = None
             task.in_work = [other for other in task.in_work if other != image_id]
             task.since_s = time.monotonic()
             watch.count_image(task.assignment.shard, event)
@@ -163,8 +165,7 @@ def follow_event(event: object, *, worker: Worker, task: Task, crew: Crew, watch
 
 def follow_death(worker: Worker, error: RayError, *, crew: Crew, ledger: ShardLedger, watch: Watch) -> None:
     """A worker is dead: somebody answers for it, and its shard waits for another as soon as this one can write no more."""
-    logger.debug("a worker died: %s", error)
-    task, node = worker.task, find_node(worker.actor)
+    task, node, reason = worker.task, find_node(worker.actor), describe_death(error)
     is_preempted = bool(getattr(error, "preempted", False))
 
     def is_machine_gone() -> bool:
@@ -172,14 +173,16 @@ def follow_death(worker: Worker, error: RayError, *, crew: Crew, ledger: ShardLe
 
     if task is None or task.is_committed:
         worker.task = None  # It has nothing more to write.
-        crew.bury(worker, is_machine_gone=is_machine_gone(), then=lambda: None)
+        crew.bury(worker, is_machine_gone=is_machine_gone(), then=lambda: None, reason=reason)
         return
     watch.drop_shard(task.assignment.shard)
-    charge = functools.partial(charge_death, task, ledger=ledger, name=str(worker), is_machine_gone=is_machine_gone)
+    charge = functools.partial(
+        charge_death, task, ledger=ledger, name=str(worker), reason=reason, is_machine_gone=is_machine_gone
+    )
     crew.bury(worker, is_machine_gone=is_machine_gone(), then=charge)
 
 
-def charge_death(task: Task, *, ledger: ShardLedger, name: str, is_machine_gone: Callable[[], bool]) -> None:
+def charge_death(task: Task, *, ledger: ShardLedger, name: str, reason: str, is_machine_gone: Callable[[], bool]) -> None:
     """Somebody answers for a worker's death: its machine, the image that hung, those that were in work, or the shard.
 
     Workers may die, or seem to hang, before the cluster knows that their machine is gone: it is asked only now.
@@ -198,7 +201,7 @@ def charge_death(task: Task, *, ledger: ShardLedger, name: str, is_machine_gone:
         ledger.put_back_without(shard, image_id=task.hung_image, verdict=verdict)
         return
     names = ", ".join(map(str, task.in_work)) or "none"
-    logger.warning("a worker died (%s); images in work: %s; shard %d is done again", name, names, shard)
+    logger.warning("a worker died (%s): %s; images in work: %s; shard %d is done again", name, reason, names, shard)
     ledger.put_back_after_death(shard, images_in_work=task.in_work)
 
 

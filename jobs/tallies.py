@@ -6,12 +6,13 @@ committed shards are read. A shard that is about to be made again is taken out o
 
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from jobs.shards import Tally, tally_shard
-from labeler.ahead import READS_AT_ONCE
+from labeler.ahead import READS_AT_ONCE, map_ahead
 from labeler.errors import StorageError
 from labeler.tables import STAGES
 
@@ -124,7 +125,7 @@ def read_standing(output: str, shards: Collection[int], *, progress: Mapping[str
 
     others = sorted(committed - standing)
     with ThreadPoolExecutor(READS_AT_ONCE) as pool:
-        for shard, found in zip(others, pool.map(try_tally, others), strict=True):
+        for shard, found in zip(others, map_ahead(pool, try_tally, others, num_ahead=READS_AT_ONCE), strict=True):
             if found is not None:
                 standing.add(shard)
                 tally += found
@@ -136,8 +137,9 @@ def find_failed_shards(output: str, shards: Collection[int], *, kinds: Collectio
     if not kinds:
         return {}
     with ThreadPoolExecutor(READS_AT_ONCE) as pool:
-        tallies = pool.map(lambda shard: (shard, tally_shard(output, shard)), sorted(shards))
-        return {shard: tally for shard, tally in tallies if set(tally.errors) & set(kinds)}
+        tallies = map_ahead(pool, partial(tally_shard, output), sorted(shards), num_ahead=READS_AT_ONCE)
+        pairs = zip(sorted(shards), tallies, strict=True)
+        return {shard: tally for shard, tally in pairs if set(tally.errors) & set(kinds)}
 
 
 def _read_counted(progress: Mapping[str, Any] | None) -> tuple[set[int], Tally]:

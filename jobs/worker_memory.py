@@ -20,13 +20,15 @@ class WorkerMemory:
 
     Args:
         guess_bytes: what it is until one has been seen at work.
+        cpus: of a worker: on a node with fewer there is none.
 
     Attributes:
         guess_bytes: that guess.
         bytes: what it is now.
     """
 
-    def __init__(self, guess_bytes: int) -> None:
+    def __init__(self, guess_bytes: int, *, cpus: int) -> None:
+        self._cpus = cpus
         self.guess_bytes = self.bytes = self._least_bytes = guess_bytes
         self._peaks_bytes: deque[int] = deque(maxlen=_NUM_PEAKS)
 
@@ -47,7 +49,7 @@ class WorkerMemory:
     def _add_margin(self, peak_bytes: int) -> int:
         """Some more than was needed, where a node has it."""
         wanted_bytes = int(peak_bytes * _MARGIN)
-        return wanted_bytes if wanted_bytes <= self.bytes else min(wanted_bytes, measure_largest_node())
+        return wanted_bytes if wanted_bytes <= self.bytes else min(wanted_bytes, measure_largest_node(cpus=self._cpus))
 
 
 def estimate_worker_memory(output: str) -> int:

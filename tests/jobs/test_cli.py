@@ -21,6 +21,19 @@ from labeler.options import MaskOptions
 HUGE = 10**19  # More than 64 bits hold.
 
 
+def test_a_submitted_job_writes_to_no_folder_of_rays(
+    main: Callable[..., int], photos: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """A relative --output would lie where Ray unpacked the checkout, and go with it; an absolute one is as good as ever."""
+    folder = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    command = ["label", "--input", photos, "--model", model_folder, "--dry-run", "--output"]
+    assert main(*command, "labels") == 2
+    assert "--output labels: in a submitted job that is a folder of Ray's own" in capsys.readouterr().err
+    assert main(*command, tmp_path / "labels") == 0
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [

@@ -20,7 +20,7 @@ import jobs.crew
 import jobs.lease
 from jobs.actors import Task, Worker
 from jobs.crew import Crew
-from jobs.events import ShardCommitted, WorkerInfo
+from jobs.events import ImageAwaited, ImageDone, ShardCommitted, WorkerInfo
 from jobs.lease import LeaseHolder, LeaseLostError, Permit, ProcessName, check_permit, read_lease
 from jobs.ledger import Assignment, ShardLedger
 from jobs.options import JobOptions
@@ -42,6 +42,7 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         for number, (cpus, gib) in enumerate(sizes)
     ]
     monkeypatch.setattr(jobs.cluster, "list_nodes", lambda: described)
+    monkeypatch.setattr(jobs.crew, "is_waiting", lambda actor: False)
     return described
 
 
@@ -88,6 +89,7 @@ def test_auto_fills_what_has_room(nodes: list[dict[str, Any]]) -> None:
 
 def test_workers_ask_for_the_memory_that_others_were_seen_to_need(nodes: list[dict[str, Any]]) -> None:
     """With a margin, never less than before, and never more than the largest node has, on which one was seen to live."""
+    nodes[0]["Resources"]["memory"] = 64 * GIB  # The head's: no worker can be there.
     crew = make_crew()
     crew.memory.learn(2 * GIB)
     assert crew.count_wanted() == 3 + 3 + 1
@@ -129,6 +131,105 @@ def test_a_node_that_was_left_out_and_is_gone_costs_no_workers(nodes: list[dict[
     crew._count_at_s = 0
     assert crew.count_wanted() == 8
     assert killed == ["node1"] * 2
+
+
+@pytest.fixture
+def waiting(nodes: list[dict[str, Any]], killed: list[str], monkeypatch: pytest.MonkeyPatch) -> Crew:
+    """Four workers that wait for a machine, beside one that is on node1; all of them asked for at the same time."""
+    crew = make_crew(max_workers=5)
+    crew._actor_class = Mock()
+    names = iter(["node1", *(f"waits{number}" for number in range(99))])
+    crew._actor_class.options.return_value.remote.side_effect = lambda *_more, **_named: Actor(next(names))
+    monkeypatch.setattr(jobs.crew, "is_waiting", lambda actor: actor.startswith("waits"))
+    crew.hire(num_shards=99)
+    return crew
+
+
+class Actor(str):
+    """The name of its node, or of one that has none."""
+
+    load = Mock()
+
+
+def test_a_bad_node_costs_no_worker_that_waits(waiting: Crew, nodes: list[dict[str, Any]], killed: list[str]) -> None:
+    """Ray would put one after the other there. They are asked for anew, on any other node, before its place is free."""
+    asked = waiting._actor_class.options
+    waiting.leave_out(waiting._workers[0], StorageError("this node does not see the input"))
+    assert killed == ["waits0", "waits1", "waits2", "waits3", "node1"]
+    waiting.hire(num_shards=99)
+    assert len(waiting._workers) == 5 - 1
+    assert asked.call_args.kwargs["label_selector"] == {"ray.io/node-id": "!in(node1)"}
+    waiting.hire(num_shards=99)
+    assert len(killed) == 5  # Those that are asked for on today's terms stay.
+
+
+@pytest.mark.parametrize("comes", [True, False])
+def test_a_cluster_that_can_grow_is_given_time_after_a_bad_first_node(
+    waiting: Crew, nodes: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, comes: bool
+) -> None:
+    """It is all there is, but workers were asked for before there was room: others may be on their way, for a while."""
+    others, nodes[:] = nodes[2:], nodes[:2]
+    waiting.leave_out(waiting._workers[0], StorageError("this node does not see the input"))
+    waiting.hire(num_shards=99)
+    now_s = time.monotonic()
+    monkeypatch.setattr(jobs.crew.time, "monotonic", lambda: now_s + jobs.crew.NODES_COME_WITHIN_S + 1)
+    if comes:
+        nodes += others
+        waiting.hire(num_shards=99)
+        return
+    with pytest.raises(StorageError, match="does not see the input"):
+        waiting.hire(num_shards=99)
+
+
+def test_workers_that_wait_ask_for_the_memory_that_others_were_seen_to_need(waiting: Crew, killed: list[str]) -> None:
+    """Else a machine that comes would get more of them than it has memory for."""
+    waiting.memory.learn(int(0.9 * GIB))  # With its margin hardly more than the guess.
+    waiting._count_at_s = 0
+    waiting.hire(num_shards=99)
+    assert killed == []
+    waiting.memory.learn(2 * GIB)
+    waiting._count_at_s = 0
+    waiting.hire(num_shards=99)
+    assert killed == ["waits0", "waits1", "waits2", "waits3"]
+    assert waiting._actor_class.options.call_args.kwargs["memory"] == int(2.4 * GIB)
+    assert len(waiting._workers) == 5
+
+
+def test_where_others_hold_all_there_is_that_is_said(
+    waiting: Crew, monkeypatch: pytest.MonkeyPatch, nodes: list[dict[str, Any]]
+) -> None:
+    """After a minute in which no worker got a place; once."""
+    said: list[str] = []
+    waiting._workers.pop(0)
+    monkeypatch.setattr(jobs.crew, "describe_nodes", lambda: "...")
+    start_s = waiting._none_ready_since_s
+    for later_s in (1, 61, 261):
+        monkeypatch.setattr(jobs.crew.time, "monotonic", lambda later_s=later_s: start_s + later_s)
+        waiting.say_if_no_room(said.append)
+        assert len(said) == (later_s > 1)
+    assert said[0].startswith("others hold what a worker takes, 1 CPUs and 1.0 GiB;")
+
+
+def test_a_read_that_hangs_is_said(nodes: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once an image; one that comes late resets the clock."""
+    crew, said = make_crew(), list[str]()
+    worker = add_worker(crew, "node1", attempt=0)
+    task = worker.task
+    assert task is not None
+    clock = {"s": time.monotonic()}
+    monkeypatch.setattr(jobs.crew.time, "monotonic", lambda: clock["s"])
+
+    def wait(image_id: int, seconds: float) -> int:
+        clock["s"] += seconds
+        follow_event(ImageAwaited(image_id), worker=worker, task=task, crew=crew, watch=Mock(), metrics=Mock())
+        crew.say_if_reading_hangs(said.append)
+        return len(said)
+
+    assert [wait(1, 1), wait(1, 200), wait(2, 200), wait(2, 200)] == [0, 0, 0, 0]
+    assert [wait(2, 200), wait(2, 200)] == [1, 1]
+    follow_event(ImageDone(2, 0, None), worker=worker, task=task, crew=crew, watch=Mock(), metrics=Mock())
+    assert [wait(3, 400), wait(3, 301)] == [1, 2]
+    assert re.findall(r"5 minutes for the bytes of image (\d+)", "; ".join(said)) == ["2", "3"]
 
 
 class Told:
@@ -419,6 +520,22 @@ def test_a_node_that_can_not_load_the_model_is_left_out(growing_cluster: Cluster
     assert len(re.findall(r"node \S+ is left out: this machine can't compute that", err)) == 1
     assert "a worker died" in err
     assert pd.read_parquet(tmp_path / "out" / "images")["status"].eq("ok").all()
+
+
+def test_workers_that_wait_do_not_follow_others_to_a_bad_node(
+    growing_cluster: Cluster, model_folder: Path, tmp_path: Path
+) -> None:
+    """One place on the head, one on a bad node: of three workers the third waits, and goes to the good one that comes."""
+    growing_cluster.order("bad")
+    slow = make_slow(tmp_path / "slow", count=60)
+    common = label_arguments(slow, tmp_path / "out", model_folder, "--images-per-shard", 1, "--max-workers", 3)
+    driver = start_jobs(*common, cwd=tmp_path)
+    wait_until(lambda: (tmp_path / "out" / "images" / "part-0000009.parquet").exists())
+    growing_cluster.order("add 1")
+    _, err = driver.communicate(timeout=150)
+    assert driver.returncode == 0, err
+    assert len(re.findall(r"left out: this machine can't compute that", err)) == 1
+    assert len(set(re.findall(r"by pid (\d+)", err))) == 2
 
 
 def test_a_node_that_loses_its_store_is_left_out(growing_cluster: Cluster, model_folder: Path, tmp_path: Path) -> None:

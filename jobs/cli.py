@@ -292,7 +292,8 @@ def _estimate(spec: RunSpec, *, output: str, job: JobOptions, retry_kinds: froze
         print("nothing else is left to do; nothing was written" if num_again else "nothing is left to do")
         return EXIT_DONE
     print(f"{estimate.num_images} images, {estimate.seconds_an_image:.2f} s an image here, on {job.cpus_per_worker} CPUs")
-    print(f"about {estimate.total_s / 3600:.2f} hours with {estimate.num_workers} workers; nothing was written")
+    num_workers = f"{estimate.num_workers} worker{'' if estimate.num_workers == 1 else 's'}"
+    print(f"about {estimate.total_s / 3600:.2f} hours with {num_workers}; nothing was written")
     return EXIT_DONE
 
 

@@ -37,7 +37,7 @@ def test_every_split_is_measured_and_the_best_is_named(prototype_folder: Path, t
         assert int(share) > 0
         assert float(cost) == pytest.approx(2 * 0.05 * 1000 / float(rate) / 3600, rel=0.01)
     best = max(rows, key=lambda row: float(row[2]))
-    assert f"--workers {best[0]} --cpus-per-worker {best[1]}" in answer.stdout
+    assert f"--cpus-per-worker {best[1]}, with room for {best[0]} worker" in answer.stdout
     assert "1 x 2: labeling" in answer.stderr
 
 

@@ -201,7 +201,7 @@ def test_a_run_of_another_schema_is_refused(main: Callable[..., int], label_here
 
 def test_a_config_file_sets_what_is_not_typed(main: Callable[..., int], photos: Path, model_folder: Path, capsys: Any) -> None:
     """Mask options, selection and job options alike; what is typed wins."""
-    Path("job.toml").write_text('points-per-side = 3\nlimit = 5\nworkers = 2\ninclude = ["*.png"]\n')
+    Path("job.toml").write_text('points-per-side = 3\nlimit = 5\nworkers = 2\nimages-per-shard = 1\ninclude = ["*.png"]\n')
     command = ["label", "--input", photos, "--output", "out", "--model", model_folder, "--dry-run", "--config", "job.toml"]
     assert main(*command, "--limit", "4") == 0
     answer = capsys.readouterr()
@@ -212,14 +212,15 @@ def test_a_config_file_sets_what_is_not_typed(main: Callable[..., int], photos: 
 def test_a_dry_run_says_how_long_and_writes_nothing(
     main: Callable[..., int], photos: Path, model_folder: Path, capsys: Any
 ) -> None:
-    """Images, seconds an image, hours on these workers."""
-    assert main(*label_arguments(photos, Path("out"), model_folder, "--dry-run", "--workers", 3)) == 0
+    """Images, seconds an image, hours on these workers, of which no more count than there are shards."""
+    dry = (*label_arguments(photos, Path("out"), model_folder), "--dry-run", "--images-per-shard", 3)
+    assert main(*dry, "--workers", 3) == 0
     out = capsys.readouterr().out
     assert "12 images" in out
     assert "hours with 3 workers; nothing was written" in out
     assert not Path("out").exists()
-    assert main(*label_arguments(photos, Path("out"), model_folder, "--dry-run", "--max-workers", 500)) == 0
-    assert "hours with 500 workers" in capsys.readouterr().out
+    assert main(*dry, "--max-workers", 500) == 0
+    assert "hours with 4 workers" in capsys.readouterr().out
 
 
 def test_a_dry_run_counts_the_failed_images_that_would_be_labeled_again(

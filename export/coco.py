@@ -98,7 +98,7 @@ def _check_source_ids(run: Run) -> None:
 
 def _parse_source_id(row: Row) -> int:
     text = row["source_id"]
-    if text is None or not re.fullmatch(r"-?\d{1,18}", text):
+    if text is None or not re.fullmatch(r"-?\d{1,19}", text) or not -(2**63) <= int(text) < 2**63:
         raise OptionsError(f"{row['file_name']} has the id {text}, but COCO's are whole numbers; give --image-ids run")
     return int(text)
 

@@ -132,5 +132,6 @@ def _to_detection(fiftyone: Any, mask: ExportMask, label: str, image_hw: Size) -
         predicted_iou=mask.predicted_iou,
         stability_score=mask.stability_score,
         mask_id=mask.mask_id,
+        prompt_id=mask.prompt_id,
         area=mask.area,
     )

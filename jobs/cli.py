@@ -53,7 +53,7 @@ _SECONDS_BETWEEN_LINES = 5.0
 
 _EXIT_CODES_HELP = (
     "Exit codes: 0 done; 1 stopped, the same command goes on, or verify found a fault; 2 usage, nothing to do, or a resume "
-    "that does not fit; 3 finished, but more images failed than --max-error-rate; 130, 143 interrupted, same as 1."
+    "that does not fit; 3 finished, but more images failed than --max-error-rate, or all prompts; 130, 143 interrupted, as 1."
 )
 
 app = App(
@@ -275,6 +275,10 @@ def _judge(outcome: Outcome, record: RunRecord, job: JobOptions) -> int:
     error_rate = outcome.tally.num_failed / record.num_images
     if error_rate > job.max_error_rate:
         _say(f"{error_rate:.1%} of the images failed, more than --max-error-rate {job.max_error_rate:g}")
+        return EXIT_TOO_MANY_FAILED
+    prompts = outcome.tally.prompts
+    if prompts and not prompts.get("ok"):
+        _say(f"none of the {sum(prompts.values())} prompts has a mask; the table prompts says why")
         return EXIT_TOO_MANY_FAILED
     return EXIT_DONE
 

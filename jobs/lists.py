@@ -17,7 +17,10 @@ from labeler.ranges import open_ranges
 
 _URI = "uri"
 _ID_COLUMNS = ("source_id", "id")
+_COCO_ID_COLUMNS = ("id",)
 _CHUNK_CHARACTERS = 1 << 20
+
+csv.field_size_limit(2**31 - 1)  # A column of masks or of JSON has long cells.
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +57,10 @@ def read_entries(uri: str, *, keep: Sequence[str]) -> Iterator[Entry]:
         return
     if extension == "json":
         rows = read_coco(uri, "images")
-        yield from (_record_to_entry(row, uri=uri, name_column="file_name", keep=keep) for row in rows)
+        yield from (_record_to_entry(row, _COCO_ID_COLUMNS, uri=uri, name_column="file_name", keep=keep) for row in rows)
         return
     rows = read_table(uri, columns=[_URI, *_ID_COLUMNS, *keep], needed=_URI)
-    yield from (_record_to_entry(row, uri=uri, name_column=_URI, keep=keep) for row in rows)
+    yield from (_record_to_entry(row, _ID_COLUMNS, uri=uri, name_column=_URI, keep=keep) for row in rows)
 
 
 def read_table(uri: str, *, columns: Sequence[str], needed: str | None = None) -> Iterator[dict[str, Any]]:
@@ -75,6 +78,11 @@ def to_text(value: Any) -> str | None:
     if value is None:
         return None
     return clean_text(value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False))
+
+
+def id_to_text(value: Any) -> str | None:
+    """An id as text; 7 and 7.0 are one, for tables make the one of the other."""
+    return to_text(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def clean_text(text: str) -> str:
@@ -166,18 +174,20 @@ def _check_columns(names: Sequence[str], *, uri: str, needed: str | None) -> Non
         raise OptionsError(f"{uri} has no column {needed}; it has {', '.join(names) or 'none'}")
 
 
-def _record_to_entry(row: Mapping[str, Any], *, uri: str, name_column: str, keep: Sequence[str]) -> Entry:
+def _record_to_entry(
+    row: Mapping[str, Any], id_columns: Sequence[str], *, uri: str, name_column: str, keep: Sequence[str]
+) -> Entry:
     name = row.get(name_column) if isinstance(row, Mapping) else None
     if not isinstance(name, str) or not name:
         raise OptionsError(f"{uri} has a row without {name_column}: {str(row)[:80]}")
-    source_id = next((row[column] for column in _ID_COLUMNS if row.get(column) is not None), None)
+    source_id = next((row[column] for column in id_columns if row.get(column) is not None), None)
     try:  # A path may be of bytes that are no text, a URL and an id may not.
         name.encode(errors="strict" if "://" in name else "surrogateescape")
         str(source_id).encode()
     except UnicodeEncodeError as error:
         what = f"{name_column} {name!r}, id {source_id!r}"
         raise OptionsError(f"{uri} has an entry with half a character in its name or id: {what}") from error
-    return Entry(name, to_text(source_id), record_to_kept(row, keep=keep, uri=uri) if keep else None)
+    return Entry(name, id_to_text(source_id), record_to_kept(row, keep=keep, uri=uri) if keep else None)
 
 
 def _open_text(uri: str) -> io.TextIOWrapper:

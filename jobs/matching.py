@@ -24,19 +24,20 @@ _TABLES = """
 PRAGMA journal_mode = OFF;
 PRAGMA synchronous = OFF;
 PRAGMA cache_size = -16384;
-CREATE TABLE sources (ref TEXT PRIMARY KEY, name TEXT, height INTEGER, width INTEGER, by_name TEXT, by_text TEXT, by_uri TEXT,
-                      image_id INTEGER, other_name TEXT);
+CREATE TABLE sources (ref TEXT PRIMARY KEY, name TEXT, height INTEGER, width INTEGER, by_id TEXT, by_name TEXT, by_text TEXT,
+                      by_uri TEXT, image_id INTEGER, other_name TEXT);
 CREATE TABLE keys (key TEXT PRIMARY KEY, image_id INTEGER) WITHOUT ROWID;
 CREATE TABLE prompts (number INTEGER PRIMARY KEY, ref TEXT, own_id TEXT, category_id INTEGER, body TEXT);
 """
 
 _ADD_SOURCE = """
-INSERT INTO sources VALUES (?, ?, ?, ?, ?, ?, ?, NULL, NULL)
+INSERT INTO sources VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL, NULL)
 ON CONFLICT (ref) DO UPDATE SET other_name = excluded.name WHERE name <> excluded.name
 """
 
 _FIND_IMAGES = """
 UPDATE sources SET image_id = COALESCE(
+    (SELECT image_id FROM keys WHERE key = by_id),
     (SELECT image_id FROM keys WHERE key = by_name),
     (SELECT image_id FROM keys WHERE key = by_text),
     (SELECT image_id FROM keys WHERE key = by_uri))
@@ -49,7 +50,7 @@ FROM prompts LEFT JOIN sources USING (ref) WHERE image_id {which} ORDER BY image
 
 
 class Counts(NamedTuple):
-    """What was found: prompts, those whose image the run lacks, images with prompts, prompts without a category."""
+    """What was found: prompts, those whose image the run lacks, images with prompts, prompts to ask without a category."""
 
     num_prompts: int
     num_without_image: int
@@ -61,13 +62,14 @@ class Matching:
     """The prompts of a file and the images they are for. Open it with ``open_matching``.
 
     Attributes:
+        is_listed: the file lists images, as COCO's do.
         are_ids_lost: the file gives its prompts ids, but the run numbers them.
     """
 
     def __init__(self, database: sqlite3.Connection) -> None:
         self._database = database
         self._id = "number"
-        self._is_listed = False
+        self.is_listed = False
         self.are_ids_lost = False
 
     def add_prompts(self, images: Iterable[FileImage], prompts: Iterable[Prompt]) -> None:
@@ -80,12 +82,12 @@ class Matching:
         twice = self._database.execute("SELECT ref, name, other_name FROM sources WHERE other_name IS NOT NULL").fetchone()
         if twice is not None:
             raise OptionsError("--prompts: the image id {} is that of {} and of {}; give each image its own".format(*twice))
-        self._is_listed = bool(self._database.execute("SELECT EXISTS (SELECT 1 FROM sources)").fetchone()[0])
+        self.is_listed = bool(self._database.execute("SELECT EXISTS (SELECT 1 FROM sources)").fetchone()[0])
         self._database.executemany(
             "INSERT INTO prompts VALUES (?, ?, ?, ?, ?)",
             ((p.prompt_id, p.image, p.source_id, p.category_id, _prompt_to_body(p)) for p in prompts),
         )
-        if not self._is_listed:  # Prompts of a table name their images themselves.
+        if not self.is_listed:  # Prompts of a table name their images themselves.
             names = self._database.execute("SELECT DISTINCT ref FROM prompts WHERE ref IS NOT NULL")
             self._database.executemany(_ADD_SOURCE, (_make_source(FileImage(ref, ref, None)) for (ref,) in names))
         self._choose_ids()
@@ -93,13 +95,19 @@ class Matching:
     def find_images(self, refs: Iterable[ImageRef]) -> None:
         """Take in the images of the run, in the order of their ids, which count from 1."""
         self._database.executescript(
+            "INSERT OR IGNORE INTO keys SELECT by_id, NULL FROM sources;"
             "INSERT OR IGNORE INTO keys SELECT by_name, NULL FROM sources;"
             "INSERT OR IGNORE INTO keys SELECT by_text, NULL FROM sources WHERE by_text IS NOT NULL;"
             "INSERT OR IGNORE INTO keys SELECT by_uri, NULL FROM sources WHERE by_uri IS NOT NULL;"
         )
-        # Where several images are called the same, the first one is meant.
+        # Where several images are called the same, the one of the same id is meant, or the first one.
         keys = chain.from_iterable(
-            ((image_id, ref.file_name), (image_id, ref.uri)) for image_id, ref in enumerate(refs, start=1)
+            (
+                (image_id, _add_id(ref.file_name, ref.source_id)),
+                (image_id, ref.file_name.removeprefix("./")),
+                (image_id, ref.uri),
+            )
+            for image_id, ref in enumerate(refs, start=1)
         )
         self._database.executemany("UPDATE keys SET image_id = ? WHERE key = ? AND image_id IS NULL", keys)
         self._database.execute(_FIND_IMAGES)
@@ -108,7 +116,9 @@ class Matching:
     def count(self) -> Counts:
         """How many of what."""
         query = (
-            "SELECT COUNT(*), TOTAL(image_id IS NULL), COUNT(DISTINCT image_id), TOTAL(category_id IS NULL) "
+            "SELECT COUNT(*), TOTAL(image_id IS NULL), COUNT(DISTINCT image_id), "
+            # A prompt that can't be asked has its error last in its body, where others have null.
+            "TOTAL(category_id IS NULL AND image_id IS NOT NULL AND body LIKE '%null]') "
             "FROM prompts LEFT JOIN sources USING (ref)"
         )
         return Counts(*map(int, self._database.execute(query).fetchone()))
@@ -132,7 +142,7 @@ class Matching:
             "WHERE image_id IS NOT NULL"
         )
         num_listed, num_found, num_odd = self._database.execute(query).fetchone()
-        return self._is_listed and num_listed == num_found == num_images and not num_odd
+        return self.is_listed and num_listed == num_found == num_images and not num_odd
 
     def read_image_ids(self, first: int, last: int) -> dict[int, str]:
         """The file's ids of the images with these ids in the run, both ends included."""
@@ -169,12 +179,18 @@ def open_matching() -> Iterator[Matching]:
 
 
 def _make_source(image: FileImage) -> tuple[Any, ...]:
-    """An image with the three ways in which the plan may know it: a name as people type it, as the plan writes it, a URI."""
+    """An image as the plan may know it: by name and id, by a name as the plan writes it or as people type it, by a URI."""
     height, width = image.frame_hw or (None, None)
-    name = image.name
+    name = image.name.removeprefix("./")
     is_absolute = "://" in name or name.startswith("/")
     uri = storage.path_to_uri(name) if is_absolute else None
-    return image.ref, name, height, width, storage.encode_name(name.removeprefix("./")), name, uri
+    by_name = storage.encode_name(name)
+    return image.ref, image.name, height, width, _add_id(by_name, image.ref), by_name, name, uri
+
+
+def _add_id(file_name: str, image_id: str | None) -> str:
+    """A key that no file name is: both."""
+    return f"{image_id}\n{file_name.removeprefix('./')}"
 
 
 def _prompt_to_body(prompt: Prompt) -> str:

@@ -8,12 +8,12 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.lists import clean_text, read_coco, read_table, to_text
+from jobs.lists import clean_text, id_to_text, read_coco, read_table
 from labeler.errors import OptionsError, PromptError
 from labeler.prompts import Numbers, Prompt
 from labeler.types import Size
@@ -93,7 +93,7 @@ class PromptFile:
             return
         self._read_table_categories()
         columns = [*_NAMES, *_IDS, *_CORNERS, *COLUMNS, *_UNCLEAR]
-        for number, row in enumerate(read_table(self._uri, columns=columns), start=1):
+        for number, row in enumerate(self._read_rows(columns), start=1):
             if number == 1:
                 self._check_columns(row)
             yield self._row_to_prompt(row, number)
@@ -104,12 +104,21 @@ class PromptFile:
                 number = _to_category_id(row.get("id") if isinstance(row, Mapping) else None)
                 if number is not None:
                     texts = {key: clean_text(value) for key, value in row.items() if isinstance(value, str)}
-                    self._categories.setdefault(number, {**row, **texts, "id": number})
+                    name = _to_name(row.get("name")) or str(number)
+                    self._categories.setdefault(number, {**row, **texts, "id": number, "name": name})
+
+    def _read_rows(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """Of a table, without what is NaN: so pandas writes what is not there."""
+        for row in read_table(self._uri, columns=columns):
+            yield {name: value for name, value in row.items() if not (isinstance(value, float) and math.isnan(value))}
 
     def _read_table_categories(self) -> None:
-        """By a reading of their own: a name that no row numbers gets a number that no row uses, however late they come."""
+        """By a reading of their own: a name that no row numbers gets a number that no row uses, however late they come.
+
+        By the alphabet: so files with the same names have the same numbers, in whatever order their rows are.
+        """
         ids: dict[str, int | None] = {}
-        for row in read_table(self._uri, columns=["category_id", "category"]):
+        for row in self._read_rows(["category_id", "category"]):
             name = _to_name(row.get("category"))
             try:
                 number = _to_category_id(row.get("category_id"))
@@ -122,7 +131,7 @@ class PromptFile:
             if name is not None and ids.get(name) is None:
                 ids[name] = number
         spare = itertools.count(1 + max([0, *self._categories]))
-        self._category_ids = {name: next(spare) if number is None else number for name, number in ids.items()}
+        self._category_ids = {name: next(spare) if number is None else number for name, number in sorted(ids.items())}
         for name, number in self._category_ids.items():
             self._categories.setdefault(number, {"id": number, "name": name})
         for number, category in self._categories.items():
@@ -130,7 +139,7 @@ class PromptFile:
 
     def _annotation_to_prompt(self, row: Mapping[str, Any], number: int) -> Prompt:
         error = None
-        if row.get("iscrowd"):
+        if row.get("iscrowd") not in (None, 0, "", "0"):
             error = PromptError("crowd", "COCO says iscrowd: a box around many is no question after one mask")
         box, category_id = None, None
         try:
@@ -140,7 +149,7 @@ class PromptFile:
             error = error or fault
         return Prompt(
             prompt_id=number,
-            source_id=to_text(row.get("id")),
+            source_id=id_to_text(row.get("id")),
             image=_to_ref(row.get("image_id")),
             category_id=category_id,
             box_xyxy=box,
@@ -160,7 +169,7 @@ class PromptFile:
         source_id = next((row[name] for name in _IDS if row.get(name) not in (None, "")), None)
         return Prompt(
             prompt_id=number,
-            source_id=to_text(source_id),
+            source_id=id_to_text(source_id),
             image=None if image is None else clean_text(str(image)),
             frame_hw=_read_size(row),
             error=error,
@@ -248,7 +257,7 @@ def _add_size(box_xywh: Numbers) -> Numbers:
 def _read_size(row: Mapping[str, Any]) -> Size | None:
     """Height and width; None where they are not there, not both numbers, or 0, as some files have it."""
     try:
-        width, height = int(row.get("width") or 0), int(row.get("height") or 0)
+        width, height = (int(float(row.get(name) or 0)) for name in ("width", "height"))  # Tables have 640.0, too.
     except (TypeError, ValueError, OverflowError):
         return None
     return (height, width) if 0 < width <= _LARGEST and 0 < height <= _LARGEST else None

@@ -148,11 +148,16 @@ class MatchedPrompts:
         text = f"{counts.num_prompts} prompts for {counts.num_images} images"
         if counts.num_without_image:
             text += f"; {counts.num_without_image} name no image of this run, an error row each"
-        if not counts.num_images:  # Surely a slip, but then everything is an error row and nothing is lost.
             lost = next(self._matching.read_lost())
-            text += f". WARNING: none of them does: they say {lost.image}, but the run's images are called {self._first_name}"
+            text += f", such as {lost.image or 'none at all'}"
+            if not counts.num_images:  # Surely a slip, but then everything is an error row and nothing is lost.
+                text += f". WARNING: none of them is in it; its images are called as {self._first_name} is"
+        if counts.num_without_category:
+            text += f"; {counts.num_without_category} have no category (or category_id); their masks are called object"
         if self._matching.are_ids_lost:
             text += "; their ids are not whole numbers, each once, so prompt_id is a prompt's place in the file, from 1"
+        if self._matching.is_listed and not self._has_image_ids:
+            text += "; it does not list all images of the run, each under a whole number, so exports count them from 1"
         if self._num_images_without:
             text += f"; {self._num_images_without} images have no prompt and get no masks"
         return text
@@ -265,7 +270,7 @@ def _write_part(output: str, number: int, shards: Iterator[tuple[int, list[Promp
 
 @dataclass(frozen=True, slots=True)
 class _NamedRefs:
-    """Record batches of ``REFS_SCHEMA``, iterable again; ``source_id`` is filled in where it is null."""
+    """Record batches of ``REFS_SCHEMA``, iterable again; ``source_id`` is the id that the prompts' file gives."""
 
     batches: Iterable[pa.RecordBatch]
     matching: Matching
@@ -277,7 +282,7 @@ class _NamedRefs:
             names = self.matching.read_image_ids(begin, end - 1)
             ids = pa.array([names.get(number) for number in range(begin, end)], pa.string())
             columns = {name: batch.column(name) for name in batch.schema.names}
-            columns["source_id"] = pc.coalesce(columns["source_id"], ids)
+            columns["source_id"] = pc.coalesce(ids, columns["source_id"])
             yield pa.RecordBatch.from_arrays(list(columns.values()), schema=batch.schema)
             begin = end
 

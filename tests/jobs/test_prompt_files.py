@@ -1,6 +1,8 @@
 """Files of prompts: what each kind says, and that one odd row is that row's error and nobody else's."""
 
+import itertools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -181,3 +183,54 @@ def test_a_file_that_is_none_is_refused(name: str, content: str, words: str, tmp
     (tmp_path / name).write_text(content)
     with pytest.raises(OptionsError, match=words):
         read(tmp_path / name)
+
+
+def test_sizes_and_ids_may_be_written_as_pandas_does(tmp_path: Path) -> None:
+    """A column of whole numbers with a gap is one of 640.0 and NaN: a size all the same, and an id."""
+    path = tmp_path / "p.csv"
+    path.write_text("image,box_xyxy,width,height\na.png,1 2 3 4,640.0,480.0\nb.png,1 2 3 4,,\nc.png,1 2 3 4,inf,nan\n")
+    assert [prompt.frame_hw for prompt in read(path)] == [(480, 640), None, None]
+    coco = {"images": [], "annotations": [{"id": 17.0, "image_id": 1, "bbox": [1, 2, 3, 4]}], "categories": []}
+    (tmp_path / "p.json").write_text(json.dumps(coco))
+    assert [prompt.source_id for prompt in read(tmp_path / "p.json")] == ["17"]
+
+
+def test_nan_in_a_row_is_what_is_not_there(tmp_path: Path) -> None:
+    """As ``json.dumps`` writes a row of pandas. A corner that is not there is still an error."""
+    gaps = dict.fromkeys(("id", "category", "category_id", "points_xy", "point_labels", "width", "height"), math.nan)
+    rows = [{"image": "a.png", "box_xyxy": [1, 2, 3, 4], **gaps}, {"file_name": "b.png", "x0": 1.0, "y0": math.nan}]
+    jsonl = write_jsonl(tmp_path / "p.jsonl", [rows[0], {"image": math.nan, **rows[1]}])
+    for path in (jsonl, write_parquet(tmp_path / "p.parquet", rows)):
+        file = open_file(path)
+        whole, broken = file.read_prompts()
+        assert whole == Prompt(prompt_id=1, image="a.png", box_xyxy=(1.0, 2.0, 3.0, 4.0))
+        assert (broken.image, broken.error and broken.error.kind) == ("b.png", "malformed")
+        assert file.categories == []
+
+
+def test_names_have_their_numbers_in_whatever_order_rows_come(tmp_path: Path) -> None:
+    """By the alphabet, after those that rows give: so a training and a validation file agree."""
+    rows = [{"image": "a.png", "box_xyxy": [1, 2, 3, 4], "category": name} for name in ("dog", "ant", "cat")]
+    expected = [{"id": 1, "name": "ant"}, {"id": 2, "name": "cat"}, {"id": 3, "name": "dog"}]
+    for number, order in enumerate(itertools.permutations(rows)):
+        file = open_file(write_jsonl(tmp_path / f"{number}.jsonl", list(order)))
+        assert {prompt.category_id for prompt in file.read_prompts()} == {1, 2, 3}
+        assert file.categories == expected
+
+
+def test_odd_values_of_coco_files(tmp_path: Path) -> None:
+    """A category without a name is called by its number; 0 as text means that it is no crowd."""
+    annotations = [
+        {"id": n, "image_id": 1, "category_id": 5, "bbox": [1, 2, 3, 4], "iscrowd": c} for n, c in ((1, "0"), (2, "1"))
+    ]
+    coco = {"images": [], "annotations": annotations, "categories": [{"id": 5, "name": None}, {"id": 6, "name": ""}]}
+    (tmp_path / "p.json").write_text(json.dumps(coco))
+    file = open_file(tmp_path / "p.json")
+    assert [prompt.error and prompt.error.kind for prompt in file.read_prompts()] == [None, "crowd"]
+    assert [category["name"] for category in file.categories] == ["5", "6"]
+
+
+def test_long_cells_of_a_csv(tmp_path: Path) -> None:
+    """A column of masks beside the boxes is no fault of theirs."""
+    (tmp_path / "p.csv").write_text(f"image,box_xyxy,rle\na.png,1 2 3 4,{'x' * 200_000}\n")
+    assert read(tmp_path / "p.csv")[0].box_xyxy == (1.0, 2.0, 3.0, 4.0)

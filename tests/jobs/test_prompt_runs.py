@@ -149,7 +149,9 @@ def test_prompts_without_an_image_are_dealt_to_all_shards(
     """So that no shard holds a million of them; the order is the file's. Where all of them are lost, names are compared."""
     rows = [{"image": f"gone/{number}.png", "points_xy": [[1, 1]]} for number in range(10)]
     label_prompts(photos, write_prompts(tmp_path / "p.jsonl", rows), tmp_path / "out", model_folder)
-    assert "they say gone/0.png, but the run's images are called a/1 %25.png" in capsys.readouterr().out
+    assert (
+        "such as gone/0.png. WARNING: none of them is in it; its images are called as a/1 %25.png is" in capsys.readouterr().out
+    )
     parts = [pq.read_table(path)["prompt_id"].to_pylist() for path in sorted((tmp_path / "out" / "prompts").iterdir())]
     assert [len(part) for part in parts] == [2, 3, 2, 3]
     assert [number for part in parts for number in part] == list(range(1, 11))

@@ -244,6 +244,7 @@ def preview(
     if run.num_missing_shards:
         print(f"{describe_missing(run)}; showing what is committed")
     folder, name = storage.path_to_uri(target), target.rstrip("/")
+    _say_review(run)
     if html:
         page = export_page(run, folder, limit=(options or PreviewOptions()).limit or MAX_IMAGES)
         what = f"{page.num_images} images with {page.num_masks} masks ({page.num_bytes / 1e6:.1f} MB)"
@@ -300,9 +301,7 @@ def _say(report: Report, target: str, run: Run, options: SelectionOptions, *, se
     print(f"in {seconds:.1f} s ({report.num_masks / max(seconds, 1e-9):.0f} masks/s)")
     if options.val_fraction:
         print(f"{report.num_images - report.num_val} images to train, {report.num_val} to validate")
-    decided = [f"{count} {what}" for what, count in run.reviews.count().items() if count]
-    if decided:
-        print(f"as reviewed: {', '.join(decided)} (--ignore-review takes the run's own masks)")
+    _say_review(run)
     left_out = [f"{report.num_failed} failed images"] if report.num_failed else []
     left_out += [f"{report.num_empty} images without masks"] if report.num_empty else []
     for option, count in report.filtered.items():
@@ -327,13 +326,20 @@ def _say(report: Report, target: str, run: Run, options: SelectionOptions, *, se
         _say_frame(report.num_oriented, options.frame or ("upright" if run.options.exif == "apply" else "stored"))
 
 
+def _say_review(run: Run) -> None:
+    decided = [f"{count} {what}" for what, count in run.reviews.count().items() if count]
+    if decided:
+        print(f"as reviewed: {', '.join(decided)} (--ignore-review takes the run's own masks)")
+
+
 def _say_pictures(report: Report) -> None:
     if report.unread_suffixes.total():
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted((+report.unread_suffixes).items()))
         print(f"WARNING: Ultralytics passes by pictures that end so: {kinds}; convert them, then label and export again")
     if report.num_labels_kept:
         print(
-            f"{report.num_labels_kept} labels were changed since they were written, and stay so (--overwrite writes them anew)"
+            f"{report.num_labels_kept} labels there are not these (corrected by hand, or of before a review) and stay; "
+            "--overwrite writes them anew"
         )
     if report.num_pictures_changed:
         print(f"WARNING: {report.num_pictures_changed} pictures have another size than when they were labeled: do masks fit?")

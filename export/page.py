@@ -203,13 +203,18 @@ def _measure_run(run: Run) -> _Statistics:
     return statistics
 
 
+def _name_run(run: Run) -> str:
+    name = run.output.rstrip("/").rpartition("/")[2]
+    return name if storage.uri_to_path(run.output) is None else storage.printable_name(name)
+
+
 def _describe_run(run: Run, statistics: _Statistics, *, num_shown: int) -> dict[str, Any]:
     """The figures at the page's head. Counts and stages come from the tables, rates from the run's own report, if any."""
     report = _read_report(run)
     num_failed = statistics.errors.total()
     labeled = max(1, statistics.num_images - num_failed)
     return {
-        "name": run.output.rstrip("/").rpartition("/")[2],
+        "name": _name_run(run),
         "model": run.model_type,
         "num_planned": run.num_images,
         "num_done": statistics.num_images,

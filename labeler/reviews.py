@@ -213,7 +213,8 @@ def read_reviews(output: str, *, options: MaskOptions, model_sha256: str, known:
         StorageError: a file can't be read or is damaged.
     """
     try:
-        files = {file.path: file.uri for file in storage.list_files(storage.join(output, FOLDER)) if _NAME.fullmatch(file.path)}
+        folder = storage.join(output, FOLDER)
+        files = {name: storage.join(folder, name) for name in storage.list_names(folder) if _NAME.fullmatch(name)}
     except FileNotFoundError:
         return Reviews()
     except PermissionError as error:

@@ -122,8 +122,8 @@ class ClickPage:
             shown = [view, stage, status, answers]
             listen(page.load, self._start, [view], [names, *shown])
             listen(names.select, self._choose, [names], shown)
-            listen(stage.dropped, self._drop, [], [names, *shown])
-            listen(stage.refused, self._refuse, [], [names, *shown])
+            listen(stage.dropped, self._drop, [view], [names, *shown])
+            listen(stage.refused, self._refuse, [view], [names, *shown])
             listen(stage.clicked, self._click, [view, mode], shown)
             listen(stage.boxed, self._drag, [view], shown)
             listen(answers.input, self._pick, [view, answers], shown)
@@ -152,7 +152,10 @@ class ClickPage:
         return sliders
 
     def _start(self, view: View) -> tuple[Any, ...]:
-        names = self._shelf.list_names()
+        try:
+            names = self._shelf.list_names()
+        except LabelerError as error:
+            return gr.Dropdown(visible=False), *self._fail(describe_error(error))
         label = f"Photo (the first {len(names):,} of the folder)" if len(names) == MAX_LISTED else "Photo"
         if not names:
             return gr.Dropdown(visible=False), view, make_empty_scene("", can_drop=True), "", gr.Radio(visible=False)
@@ -161,20 +164,34 @@ class ClickPage:
     def _choose(self, name: str) -> tuple[Any, ...]:
         return self._open(lambda: self._shelf.find(str(name)))
 
-    def _drop(self, data: gr.EventData) -> tuple[Any, ...]:
-        opened = self._open(lambda: self._shelf.find_dropped(str(data.token), name=str(data.name)))
-        return gr.Dropdown(value=None), *opened  # None of the list is shown.
+    def _drop(self, view: View, data: gr.EventData) -> tuple[Any, ...]:
+        try:
+            photo = self._prepare(lambda: self._shelf.find_dropped(str(data.token), name=str(data.name)))
+        except LabelerError as error:
+            return self._stay(view, describe_error(error))
+        return gr.Dropdown(value=None), *self._show(View(photo))  # None of the list is shown.
 
-    def _refuse(self, data: gr.EventData) -> tuple[Any, ...]:
-        return gr.Dropdown(value=None), *self._fail(f"{data.name}: {data.reason}")
+    def _refuse(self, view: View, data: gr.EventData) -> tuple[Any, ...]:
+        return self._stay(view, f"{data.name}: {data.reason}")
+
+    def _stay(self, view: View, words: str) -> tuple[Any, ...]:
+        """What was dropped can't be opened: what is open stays, with all that was clicked."""
+        if view.photo is None:
+            return gr.Dropdown(value=None), *self._fail(words)
+        return gr.skip(), *self._show(view, error=words)
 
     def _open(self, find: Callable[[], Photo]) -> tuple[Any, ...]:
         try:
-            photo = find()
-            self._desk.prepare(photo.key, self._desk.open(photo.key, photo.read))
+            photo = self._prepare(find)
         except LabelerError as error:
             return self._fail(describe_error(error))
         return self._show(View(photo))
+
+    def _prepare(self, find: Callable[[], Photo]) -> Photo:
+        """A photo, decoded and being encoded."""
+        photo = find()
+        self._desk.prepare(photo.key, self._desk.open(photo.key, photo.read))
+        return photo
 
     def _read(self, view: View) -> Image:
         if view.photo is None:

@@ -4,6 +4,7 @@ Must not know HTTP or files: ``review_desk`` reads the run and writes what is de
 """
 
 import html
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -47,6 +48,9 @@ Seen = tuple[ReviewedMask, ...] | None
 
 NOT_SAVED = "this mask is not saved: save it, or do that again to drop it"
 
+SECONDS_TO_READ = 0.7
+"""What is done again sooner than that was done before the answer could be read: the second click of two quick ones."""
+
 MAX_NAMES = 1000
 """Images in the list to choose from, around the one that is shown; the buttons reach all."""
 
@@ -67,7 +71,8 @@ class RunView:
         target: the mask that is being refined.
         asked: what was clicked to refine or draw, and the answers.
         decided: the decisions of this tab, each with what held before; the last may be taken back.
-        warned_of: what was done last, if it would have dropped a mask that is not saved: done again, it does.
+        warned_of: what was done last, if it would have dropped a mask that is not saved: done again, it does. ``warned_s``
+            is when, on the monotonic clock.
     """
 
     order: Sequence[int]
@@ -80,6 +85,7 @@ class RunView:
     asked: Asked = field(default_factory=Asked)
     decided: tuple[tuple[int, Decision, Decision | None], ...] = ()
     warned_of: tuple[str, object] | None = None
+    warned_s: float = 0.0
 
 
 class ReviewPage:
@@ -172,7 +178,8 @@ class ReviewPage:
 
     def _go(self, view: RunView, step: tuple[str, object], **changes: Any) -> tuple[Any, ...]:
         """Leave what is being made. A mask that is not saved is dropped only by who was told so and does the same again."""
-        if view.asked.mask is not None and view.warned_of != step:
+        was_told = view.warned_of == step and time.monotonic() > view.warned_s + SECONDS_TO_READ
+        if view.asked.mask is not None and not was_told:
             return self._show(view, error=NOT_SAVED, warned_of=step)
         return self._show(replace(_leave(view), **changes))
 
@@ -254,7 +261,7 @@ class ReviewPage:
         self, view: RunView, *, note: str = "", error: str = "", warned_of: tuple[str, object] | None = None
     ) -> tuple[Any, ...]:
         """The view as it stands: for the stage, the line above it, and what is beside it."""
-        image, view = self._get_image(view), replace(view, warned_of=warned_of)
+        image, view = self._get_image(view), replace(view, warned_of=warned_of, warned_s=time.monotonic())
         try:
             scene, words, masks = self._make_scene(view, image)
             seen = view.seen if view.pictured == image.place else ()
@@ -296,7 +303,8 @@ class ReviewPage:
             new, old = view.asked.mask, view.asked.refined
             runs = ([] if old is None else [old]) + ([] if new is None else [new.runs(0)])
             colors = [CHOSEN if new is None else REJECTED][: old is not None] + [CHOSEN][: new is not None]
-            scene = make_scene(photo, masks=runs, colors=colors, clicks=view.asked.clicks, **common)
+            clicks = view.asked.clicks
+            scene = make_scene(photo, masks=runs, colors=colors, clicks=clicks, is_unsaved=new is not None, **common)
             if new is None:
                 return scene, say(note="click what belongs to it, or what does not; then save"), None
             return scene, say(*list_figures(new), note="not saved yet"), None

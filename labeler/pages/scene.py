@@ -37,6 +37,7 @@ def make_scene(
     can_click: bool = True,
     can_drop: bool = False,
     can_turn: bool = False,
+    is_unsaved: bool = False,
 ) -> Scene:
     """A photo with masks.
 
@@ -49,6 +50,7 @@ def make_scene(
         can_click: boxes may be dragged.
         can_drop: another photo may be dropped on it.
         can_turn: the arrow keys lead to other photos.
+        is_unsaved: whoever leaves the page is asked first.
     """
     picture_hw = _fit(image.hw)
     scene: Scene = {
@@ -64,6 +66,7 @@ def make_scene(
         "can_box": can_click,
         "can_drop": can_drop,
         "can_turn": can_turn,
+        "is_unsaved": is_unsaved,
         "version": _make_version(),
     }
     if clicks is not None:

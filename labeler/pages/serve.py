@@ -94,6 +94,7 @@ class Gate:
     def __init__(self, app: Any, *, host: str, known_as: Sequence[str], max_upload_bytes: int) -> None:
         self._app = app
         self._names = _list_names(host) | {name.lower() for name in known_as}
+        self._known_as = {name.lower() for name in known_as}
         self._takes_numbers = not is_loopback(host)
         self._max_upload_bytes = max_upload_bytes
 
@@ -132,7 +133,9 @@ class Gate:
         if name not in self._names and not (self._takes_numbers and _is_number(name)):
             return 421, f"this page is not called {host}; start it with --known-as {name}"
         origin = headers.get("origin")
-        if origin is not None and origin.partition("://")[2] != host:
+        site = None if origin is None else origin.partition("://")[2]
+        # A proxy that asks by a name of its own leaves the browser's in the origin.
+        if site is not None and site != host and _drop_port(site) not in self._known_as:
             return 403, "this page takes nothing from other websites"
         if headers.get("sec-fetch-dest") in _FRAMES:
             return 403, "this page is not shown within others"

@@ -5,6 +5,7 @@ What is dropped stays in memory, within a bound, under a name that nobody can gu
 """
 
 import hashlib
+import itertools
 import os
 import secrets
 import threading
@@ -61,20 +62,22 @@ class Shelf:
             raise OptionsError(f"--images {folder} is not a folder")
 
     def list_names(self) -> list[str]:
-        """The photos of the folder, by name, in the order of their names; hidden files are none."""
-        names = []
-        for name in self._iterate_names():
-            if _is_photo(name):
-                names.append(storage.encode_name(name))
-            if len(names) == MAX_LISTED:
-                break
-        return sorted(names)
+        """The photos of the folder, by name, in the order of their names; hidden files are none.
+
+        Raises:
+            StorageError: the folder can't be read.
+        """
+        try:
+            return sorted(map(storage.encode_name, itertools.islice(self._iterate_names(), MAX_LISTED)))
+        except (FileNotFoundError, PermissionError) as error:
+            raise StorageError(f"{self._folder} can't be read any more: {error.strerror or error}") from error
 
     def find(self, name: str) -> Photo:
         """A photo of the folder.
 
         Raises:
             ImageError: there is none of that name in the folder.
+            StorageError: the folder can't be read.
         """
         missing = ImageError("missing", f"{name!r} is no photo of the folder")
         decoded = storage.decode_name(name)
@@ -107,11 +110,18 @@ class Shelf:
 
     def find_dropped(self, token: str, *, name: str) -> Photo:
         """A photo that was dropped a while ago. Raises ImageError where it is forgotten."""
+        self._get_dropped(token, name)
+        return Photo(token, name, lambda: self._decode(self._get_dropped(token, name), name))
+
+    def _get_dropped(self, token: str, name: str) -> bytes:
+        """Of what was used last the most is kept: a photo that is open holds no bytes of its own."""
         with self._lock:
             data = self._dropped.get(token)
+            if data is not None:
+                self._dropped.move_to_end(token)
         if data is None:
             raise ImageError("missing", f"{name} was dropped too long ago; drop it again")
-        return Photo(token, name, lambda: self._decode(data, name))
+        return data
 
     def _read(self, uri: str, name: str) -> Image:
         try:
@@ -129,17 +139,17 @@ class Shelf:
             raise ImageError(error.kind, f"{name} can't be opened: {error.reason}") from error
 
     def _iterate_names(self) -> Iterator[str]:
-        """Names below the folder. Links to folders are not followed, links to files only where they stay inside."""
+        """Names of photos below the folder. Links to folders are not followed, links to files only where they stay inside."""
         if self._folder is None:
             return
         if self._root is None:
-            yield from (file.path for file in storage.list_files(self._folder))
+            yield from filter(_is_photo, storage.list_names(self._folder))
             return
         for folder, below, files in os.walk(self._root):
-            below.sort()
+            below[:] = sorted(name for name in below if not name.startswith("."))
             for file in sorted(files):
                 name = Path(folder, file).relative_to(self._root).as_posix()
-                if _find_inside(self._root, name) is not None:
+                if _is_photo(name) and _find_inside(self._root, name) is not None:
                     yield name
 
 

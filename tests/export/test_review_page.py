@@ -217,8 +217,26 @@ def test_a_mask_that_is_not_saved_is_not_dropped_without_a_word(open_tab: Any, p
     assert tab.page.locator("#order input").input_value() == "as in the run"
     assert tab.page.locator("#photo-name input").input_value().startswith("1  a.png")
     assert tab.page.locator("#doing").get_by_label("Draw").is_checked()
+    next_one.dblclick()  # Nobody reads the answer to the first click before the second.
+    tab.page.wait_for_timeout(1500)
+    assert tab.says("this mask is not saved")
+    assert np.array_equal(tab.read_layer(), drawn)
     tab.act(next_one.click)
-    tab.act(next_one.click)
+    assert tab.says("b.png")
+
+
+def test_buttons_and_keys_mean_what_they_say(open_tab: Any, run: Path) -> None:
+    """The middle button is no click; after a choice by mouse the keys still undo and turn pages."""
+    tab = open_tab()
+    tab.page.mouse.click(*tab.place(*PLACES["small"]), button="middle")
+    tab.page.wait_for_timeout(1000)
+    assert not (run / "review").exists()
+    tab.click(*PLACES["small"])
+    assert equal(export_masks(run)["a.png"], [MASKS[0], MASKS[2]])
+    tab.page.locator("#doing").get_by_label("Reject").click()
+    tab.act(lambda: tab.page.keyboard.press("Control+z"))
+    assert equal(export_masks(run)["a.png"], MASKS)
+    tab.act(lambda: tab.page.keyboard.press("ArrowRight"))
     assert tab.says("b.png")
 
 

@@ -58,9 +58,10 @@ function fit() {
 async function read_numbers(source) {
   numbers = null;
   if (!source) return;
-  const picture = new Image();
+  const picture = new Image(), version = scene.version;
   picture.src = source;
   await picture.decode();
+  if (version !== scene.version) return; // Another scene came meanwhile.
   const canvas = document.createElement("canvas");
   [canvas.width, canvas.height] = [picture.naturalWidth, picture.naturalHeight];
   const context = canvas.getContext("2d", { willReadFrequently: true });
@@ -129,6 +130,7 @@ function show_tip(event) {
 }
 
 frame.addEventListener("pointerdown", (event) => {
+  if ((event.button !== 0 && event.button !== 2) || !event.isPrimary) return; // Of a mouse left and right; of fingers the first.
   press = { event, at: to_photo(event) };
   frame.setPointerCapture(event.pointerId);
 });
@@ -155,27 +157,33 @@ frame.addEventListener("pointerleave", () => (tip.hidden = true));
 frame.addEventListener("contextmenu", (event) => event.preventDefault());
 window.addEventListener("resize", fit);
 document.addEventListener("keydown", (event) => {
-  const is_typing = /^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName);
+  const is_typing = event.target.matches("input:not([type=radio]), textarea, select");
   if (is_typing) return;
-  if (scene.can_turn && !event.repeat && (event.key === "ArrowRight" || event.key === "ArrowLeft")) tell("turned", { by: event.key === "ArrowRight" ? 1 : -1 });
-  if (event.key === "z" && (event.ctrlKey || event.metaKey)) tell("undone", {});
+  const moves_radio = event.target.matches("input[type=radio]");
+  if (scene.can_turn && !moves_radio && !event.repeat && (event.key === "ArrowRight" || event.key === "ArrowLeft")) tell("turned", { by: event.key === "ArrowRight" ? 1 : -1 });
+  if (event.key === "z" && !event.repeat && (event.ctrlKey || event.metaKey)) tell("undone", {});
 });
 
+let sending = 0;
 async function send(file) {
   if (!file || !scene.can_drop) return;
+  const mine = ++sending; // Of several the last one is meant.
   find("words").classList.remove("error");
   find("words").textContent = "Sending " + file.name + " ...";
   try {
     const answer = await fetch(new URL("photo", window.location.href), { method: "POST", body: file });
     const text = await answer.text();
+    if (mine !== sending) return;
     if (answer.ok) tell("dropped", { token: text, name: file.name });
     else tell("refused", { reason: text, name: file.name });
   } catch (error) {
-    tell("refused", { reason: "it could not be sent (" + error.message + ")", name: file.name });
+    if (mine === sending) tell("refused", { reason: "it could not be sent (" + error.message + ")", name: file.name });
   }
 }
 
-root.addEventListener("dragover", (event) => event.preventDefault());
+// Beside the stage a browser would open the file in this tab.
+for (const name of ["dragover", "drop"]) window.addEventListener(name, (event) => event.preventDefault());
+window.addEventListener("beforeunload", (event) => scene.is_unsaved && event.preventDefault());
 root.addEventListener("drop", (event) => {
   event.preventDefault();
   send(event.dataTransfer.files[0]);
@@ -187,6 +195,7 @@ chooser.addEventListener("change", () => {
 });
 document.addEventListener("click", (event) => {
   if (event.target.closest("#choose-file")) chooser.click();
+  if (event.detail && event.target.matches("input[type=radio]")) event.target.blur(); // Chosen by mouse: arrows turn pages again.
   if (event.target.closest("button, label")) setTimeout(poke, 1000);
 });
 new ResizeObserver(fit).observe(root);

@@ -1,6 +1,7 @@
 """What the page's server lets through: the page, and nothing else of this machine or of gradio's."""
 
 import asyncio
+import html
 import http.client
 import json
 import secrets
@@ -152,8 +153,8 @@ def test_gradios_own_words_for_files_open_nothing(server: Server) -> None:
         payload = {"path": path, "url": path, "meta": {"_type": "gradio.FileData"}}
         assert server.call("photo-name", "select", [payload]) == "an event holds no files"
         assert server.call("photo-name", "select", [[{"deep": payload}]]) == "an event holds no files"
-        assert server.call("stage", "dropped", [], token=payload, name="x") == "an event holds no files"
-        assert "data:image" not in server.call("stage", "dropped", [], token=path, name="x")
+        assert server.call("stage", "dropped", [None], token=payload, name="x") == "an event holds no files"
+        assert "data:image" not in server.call("stage", "dropped", [None], token=path, name="x")
     escaped = json.dumps({"data": [{"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}]}).replace(
         "path", "p\\u0061th"
     )
@@ -166,15 +167,15 @@ def test_dropped_photos_are_limited_in_bytes_and_pixels(server: Server) -> None:
     origin = server.url.rstrip("/")
     status, token = server.ask("POST", "/photo", to_png(50, 50), origin=origin)
     assert status == 200
-    assert "data:image/jpeg" in server.call("stage", "dropped", [], token=token, name="x.png")
+    assert "data:image/jpeg" in server.call("stage", "dropped", [None], token=token, name="x.png")
     status, text = server.ask("POST", "/photo", bytes((1 << 20) + 1))
     assert status == 413
     assert "1,048,576 are allowed" in text
     token = server.ask("POST", "/photo", to_png(101, 50))[1]
-    answer = server.call("stage", "dropped", [], token=token, name="large.png")
+    answer = html.unescape(server.call("stage", "dropped", [None], token=token, name="large.png"))
     assert "large.png can't be opened: 101 x 50 pixels" in answer
     token = server.ask("POST", "/photo", b"no photo")[1]
-    assert "<b>.png can't be opened" in json.dumps(server.call("stage", "dropped", [], token=token, name="<b>.png"))
+    assert "&lt;b&gt;.png can" in server.call("stage", "dropped", [None], token=token, name="<b>.png")
     assert server.ask("POST", "/gradio_api/queue/join", bytes((1 << 20) + 1))[0] == 413
     for more in ({}, {"content_length": "1"}):
         status, _ = server.ask("POST", "/photo", iter([b"x"]), transfer_encoding="chunked", **more)  # type: ignore[arg-type]
@@ -215,6 +216,12 @@ def test_it_answers_to_this_machines_names_alone(host: str) -> None:
         assert knock(host, host=f"{name}:7860")[0] == 200
     for name in ("evil.example", "1.evil.example", "", "192.168.1.5.evil.example"):
         assert knock(host, host=f"{name}:7860")[0] == 421
+
+
+def test_a_proxy_may_ask_by_a_name_of_its_own() -> None:
+    """The browser's name for the page then stands in the origin alone, and has to be one that it was told to answer to."""
+    for origin, status in (("https://proxy.example", 200), ("https://Proxy.Example:8443", 200), ("https://evil.example", 403)):
+        assert knock("127.0.0.1", host="127.0.0.1:7860", origin=origin.lower())[0] == status
 
 
 def test_other_websites_can_not_frame_it() -> None:

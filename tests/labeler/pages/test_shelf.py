@@ -120,9 +120,16 @@ def test_what_is_dropped_is_forgotten_some_day(folder: Path) -> None:
     shelf = Shelf(None, max_pixels=100)
     data = (folder / "a.png").read_bytes()
     token = shelf.keep(data)
-    assert shelf.find_dropped(token, name="x.png").read().hw == (6, 8)
+    photo = shelf.find_dropped(token, name="x.png")
+    assert photo.read().hw == (6, 8)
     assert shelf.list_names() == []
+    shelf.keep(bytes(MAX_DROPPED_BYTES // 2))
+    assert photo.read().hw == (6, 8)
+    shelf.keep(bytes(MAX_DROPPED_BYTES // 2))  # What was used last stays.
+    assert photo.read().hw == (6, 8)
     shelf.keep(bytes(MAX_DROPPED_BYTES))
+    with pytest.raises(ImageError, match="drop it again"):  # Whoever has it open holds no bytes of it.
+        photo.read()
     for word in (token, "", "../a.png"):
         with pytest.raises(ImageError, match="drop it again"):
             shelf.find_dropped(word, name="x.png")

@@ -100,9 +100,10 @@ def test_what_can_not_be_asked_makes_no_category(three: Path, tmp_path: Path) ->
 
 
 def test_a_job_whose_prompts_all_failed_is_no_success(
-    main: Callable[..., int], cluster: object, three: Path, model_folder: Path, tmp_path: Path, capsys: Any
+    run_jobs: Callable[..., Any], cluster: object, three: Path, model_folder: Path, tmp_path: Path
 ) -> None:
     """Although each image has its row: exit 3, for what comes next in a pipeline."""
     prompts = write_prompts(tmp_path / "p.jsonl", [{"image": "train\\a.png", "box_xyxy": BOX}])
-    assert main("label", "--input", three, "--output", "out", "--model", model_folder, "--prompts", prompts) == 3
-    assert "none of the 1 prompts has a mask" in capsys.readouterr().err
+    answer = run_jobs("label", "--input", three, "--output", "out", "--model", model_folder, "--prompts", prompts)
+    assert answer.returncode == 3, answer.stderr
+    assert "none of the 1 prompts has a mask" in answer.stderr

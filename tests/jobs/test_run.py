@@ -237,7 +237,7 @@ def kill_one(
     """A worker that had shard 0 is dead. Gives the ledger and how the shard is handed out again."""
     ledger = ShardLedger([0], retries=0)
     task = Task(Assignment(0), events=None, in_work=in_work, hung_image=hung_image)
-    charge_death(task, ledger=ledger, name="a worker", is_machine_gone=lambda: is_machine_gone)
+    charge_death(task, ledger=ledger, name="a worker", reason="killed", is_machine_gone=lambda: is_machine_gone)
     return ledger, ledger.take()
 
 

@@ -186,7 +186,7 @@ class Tab:
         held: list[Any] = []
         self.page.route("**/queue/data*", lambda route: held.append(route))
         yield
-        self.page.wait_for_timeout(500)
+        self.page.wait_for_timeout(1000)
         for route in held:
             route.continue_()
         self.page.unroute("**/queue/data*")

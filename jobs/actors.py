@@ -4,6 +4,7 @@ Must not know how many there are or which shard comes next. Part of the Ray seam
 """
 
 import logging
+import math
 import re
 import time
 from collections.abc import Callable
@@ -19,6 +20,9 @@ from jobs.ledger import Assignment
 from jobs.worker import ShardLabeler
 
 logger = logging.getLogger(__name__)
+
+READ_IS_LONG_S = 300.0
+"""How long the bytes of an image may be awaited before that is said: a dead mount says nothing by itself."""
 
 _MAX_REASON = 300  # Letters.
 
@@ -44,7 +48,7 @@ class Task:
         events: what the worker tells about it, a Ray generator.
         in_work: images announced and not done, oldest first: the first is labeled, the next is being read.
         since_s: since when the first is labeled, not read, on the monotonic clock.
-        awaited: the image whose bytes are not there yet, and since when.
+        awaited: the image whose bytes were not there yet when it last told, and when that is to be said.
         hung_image: the image for which the worker was killed.
         is_committed: what comes next is the end of the stream, or of the worker.
     """
@@ -57,11 +61,15 @@ class Task:
     hung_image: int | None = None
     is_committed: bool = False
 
-    def note_wait(self, image_id: int) -> None:
-        """The bytes of the first are still not there."""
+    def note_wait(self, image_id: int) -> bool:
+        """The bytes of the first are still not there. Whether that has to be said: once an image, after minutes."""
         self.since_s = time.monotonic()
         if self.awaited is None or self.awaited[0] != image_id:
-            self.awaited = (image_id, self.since_s)
+            self.awaited = (image_id, self.since_s + READ_IS_LONG_S)
+        is_due = self.since_s >= self.awaited[1]
+        if is_due:
+            self.awaited = (image_id, math.inf)
+        return is_due
 
     def is_overdue(self, limit_s: float) -> bool:
         """Whether, by what it has told, it is at one image for longer than this."""
@@ -75,7 +83,6 @@ class Worker:
     Attributes:
         without: the nodes on which it may not be.
         memory_bytes: what it asked for.
-        wait_said_of: the image of which it was said that its bytes do not come.
         missing: set where it does not answer and Ray does not know yet whether it is dead: what asks it for a sign of life.
     """
 
@@ -87,7 +94,6 @@ class Worker:
     task: Task | None = None
     missing: Any = None
     ask_at_s: float = 0.0
-    wait_said_of: int | None = None
 
     def become_ready(self, info: WorkerInfo) -> None:
         """Its model is loaded."""

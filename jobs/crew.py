@@ -42,7 +42,6 @@ NODES_COME_WITHIN_S = 900.0
 """How long a job that asked for more workers than there is room for waits for a better machine than those that came."""
 
 _WAIT_IS_LONG_S = 60.0
-_READ_IS_LONG_S = 300.0
 _MUCH_MORE_MEMORY = 1.1
 _NODE_LABEL = "ray.io/node-id"
 
@@ -112,14 +111,12 @@ class Crew:
 
         Else one after the other would go to a node that was left out since, or more of them to one than it has memory for.
         """
+
+        def is_stale(worker: Worker) -> bool:
+            return not left_out <= worker.without or _MUCH_MORE_MEMORY * worker.memory_bytes < self.memory.bytes
+
         left_out = self._nodes_left_out
-        waiting = [worker for worker in self._workers if worker.info is None]
-        stale = [
-            worker
-            for worker in waiting
-            if not left_out <= worker.without or _MUCH_MORE_MEMORY * worker.memory_bytes < self.memory.bytes
-        ]
-        stale = [worker for worker in stale if is_waiting(worker.actor)]
+        stale = [w for w in self._workers if w.info is None and is_stale(w) and is_waiting(w.actor)]
         for worker in stale:
             ray.kill(worker.actor)
             self._workers.remove(worker)
@@ -205,17 +202,6 @@ class Crew:
                 f"{self._num_places}, not {self._num_places_guessed}; a larger --cpus-per-worker uses the CPUs that are left"
             )
             self._is_memory_said = True
-
-    def say_if_reading_hangs(self, say: Callable[[str], None]) -> None:
-        """Say it, once an image, where its bytes do not come for minutes: a dead mount says nothing by itself."""
-        now_s = time.monotonic()
-        for worker in self._workers:
-            if worker.task is None or worker.task.awaited is None:
-                continue
-            image_id, since_s = worker.task.awaited
-            if now_s > since_s + _READ_IS_LONG_S and worker.wait_said_of != image_id:
-                worker.wait_said_of = image_id
-                say(f"{worker} has waited {_READ_IS_LONG_S / 60:.0f} minutes for the bytes of image {image_id}, and still does")
 
     def welcome(self, worker: Worker, info: WorkerInfo) -> None:
         """A worker is ready. Those hired from now on declare at least the memory that this one was seen to need."""

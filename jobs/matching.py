@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +26,7 @@ PRAGMA cache_size = -16384;
 CREATE TABLE sources (ref TEXT PRIMARY KEY, name TEXT, height INTEGER, width INTEGER, by_id TEXT, by_name TEXT, by_text TEXT,
                       by_uri TEXT, image_id INTEGER, other_name TEXT);
 CREATE TABLE keys (key TEXT PRIMARY KEY, image_id INTEGER) WITHOUT ROWID;
-CREATE TABLE prompts (number INTEGER PRIMARY KEY, ref TEXT, own_id TEXT, category_id INTEGER, body TEXT);
+CREATE TABLE prompts (number INTEGER PRIMARY KEY, ref TEXT, own_id TEXT, category_id INTEGER, is_asked INTEGER, body TEXT);
 """
 
 _ADD_SOURCE = """
@@ -78,47 +77,49 @@ class Matching:
         Raises:
             OptionsError: it gives one id to several images, so that nobody can tell which of them a prompt is for.
         """
-        self._database.executemany(_ADD_SOURCE, (_make_source(image) for image in images))
+        self._database.executemany(_ADD_SOURCE, (_make_source(image, is_listed=True) for image in images))
         twice = self._database.execute("SELECT ref, name, other_name FROM sources WHERE other_name IS NOT NULL").fetchone()
         if twice is not None:
             raise OptionsError("--prompts: the image id {} is that of {} and of {}; give each image its own".format(*twice))
         self.is_listed = bool(self._database.execute("SELECT EXISTS (SELECT 1 FROM sources)").fetchone()[0])
         self._database.executemany(
-            "INSERT INTO prompts VALUES (?, ?, ?, ?, ?)",
-            ((p.prompt_id, p.image, p.source_id, p.category_id, _prompt_to_body(p)) for p in prompts),
+            "INSERT INTO prompts VALUES (?, ?, ?, ?, ?, ?)",
+            ((p.prompt_id, p.image, p.source_id, p.category_id, p.error is None, _prompt_to_body(p)) for p in prompts),
         )
         if not self.is_listed:  # Prompts of a table name their images themselves.
             names = self._database.execute("SELECT DISTINCT ref FROM prompts WHERE ref IS NOT NULL")
-            self._database.executemany(_ADD_SOURCE, (_make_source(FileImage(ref, ref, None)) for (ref,) in names))
+            self._database.executemany(
+                _ADD_SOURCE, (_make_source(FileImage(ref, ref, None), is_listed=False) for (ref,) in names)
+            )
         self._choose_ids()
 
     def find_images(self, refs: Iterable[ImageRef]) -> None:
         """Take in the images of the run, in the order of their ids, which count from 1."""
         self._database.executescript(
-            "INSERT OR IGNORE INTO keys SELECT by_id, NULL FROM sources;"
+            "INSERT OR IGNORE INTO keys SELECT by_id, NULL FROM sources WHERE by_id IS NOT NULL;"
             "INSERT OR IGNORE INTO keys SELECT by_name, NULL FROM sources;"
             "INSERT OR IGNORE INTO keys SELECT by_text, NULL FROM sources WHERE by_text IS NOT NULL;"
             "INSERT OR IGNORE INTO keys SELECT by_uri, NULL FROM sources WHERE by_uri IS NOT NULL;"
         )
         # Where several images are called the same, the one of the same id is meant, or the first one.
-        keys = chain.from_iterable(
-            (
-                (image_id, _add_id(ref.file_name, ref.source_id)),
-                (image_id, ref.file_name.removeprefix("./")),
-                (image_id, ref.uri),
-            )
-            for image_id, ref in enumerate(refs, start=1)
-        )
+        keys = ((image_id, key) for image_id, ref in enumerate(refs, start=1) for key in self._list_keys(ref))
         self._database.executemany("UPDATE keys SET image_id = ? WHERE key = ? AND image_id IS NULL", keys)
         self._database.execute(_FIND_IMAGES)
         self._database.execute("CREATE INDEX images ON sources (image_id)")
+
+    def _list_keys(self, ref: ImageRef) -> Iterator[str]:
+        """What a source may call an image of the run; see ``_make_source``."""
+        name = ref.file_name.removeprefix("./")
+        if self.is_listed:
+            yield _add_id(name, ref.source_id)
+        yield name
+        yield ref.uri
 
     def count(self) -> Counts:
         """How many of what."""
         query = (
             "SELECT COUNT(*), TOTAL(image_id IS NULL), COUNT(DISTINCT image_id), "
-            # A prompt that can't be asked has its error last in its body, where others have null.
-            "TOTAL(category_id IS NULL AND image_id IS NOT NULL AND body LIKE '%null]') "
+            "TOTAL(category_id IS NULL AND image_id IS NOT NULL AND is_asked) "
             "FROM prompts LEFT JOIN sources USING (ref)"
         )
         return Counts(*map(int, self._database.execute(query).fetchone()))
@@ -178,19 +179,20 @@ def open_matching() -> Iterator[Matching]:
             database.close()
 
 
-def _make_source(image: FileImage) -> tuple[Any, ...]:
-    """An image as the plan may know it: by name and id, by a name as the plan writes it or as people type it, by a URI."""
+def _make_source(image: FileImage, *, is_listed: bool) -> tuple[Any, ...]:
+    """An image as the plan may know it: by a list's name and id, by a name as it writes them or as people do, by a URI."""
     height, width = image.frame_hw or (None, None)
     name = image.name.removeprefix("./")
     is_absolute = "://" in name or name.startswith("/")
     uri = storage.path_to_uri(name) if is_absolute else None
     by_name = storage.encode_name(name)
-    return image.ref, image.name, height, width, _add_id(by_name, image.ref), by_name, name, uri
+    by_id = _add_id(by_name, image.ref) if is_listed else None
+    return image.ref, image.name, height, width, by_id, by_name, name, uri
 
 
 def _add_id(file_name: str, image_id: str | None) -> str:
     """A key that no file name is: both."""
-    return f"{image_id}\n{file_name.removeprefix('./')}"
+    return f"{image_id}\n{file_name}"
 
 
 def _prompt_to_body(prompt: Prompt) -> str:

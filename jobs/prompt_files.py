@@ -283,9 +283,7 @@ def _to_name(value: object) -> str | None:
 
 def _to_ref(image_id: object) -> str:
     """What leads from a COCO file's annotations to its images: 7, 7.0 and "7" are one id."""
-    if isinstance(image_id, float) and image_id.is_integer():
-        image_id = int(image_id)
-    text = str(image_id)
+    text = id_to_text(image_id) or ""
     return text if re.fullmatch(r"0|-?[1-9][0-9]*", text) else json.dumps(image_id)
 
 

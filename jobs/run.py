@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import ray
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
-from jobs.actors import Task, Worker, describe_death
+from jobs.actors import READ_IS_LONG_S, Task, Worker, describe_death
 from jobs.cluster import RunMetrics, connect_to_cluster, find_node, is_node_alive
 from jobs.crew import Crew
 from jobs.events import ImageAwaited, ImageDone, ImageStarted, ShardCommitted
@@ -101,7 +101,6 @@ def label_shards(
                 crew.kill_hung_workers()
                 crew.say_if_no_room(watch.say)
                 crew.say_if_memory_is_short(watch.say)
-                crew.say_if_reading_hangs(watch.say)
                 crew.release_ghosts()
                 crew.dismiss_spare(num_shards=len(ledger))
                 watch.tick(num_workers=crew.count_ready())
@@ -150,9 +149,11 @@ def follow_event(event: object, *, worker: Worker, task: Task, crew: Crew, watch
                 task.since_s = time.monotonic()
             task.in_work.append(image_id)
         case ImageAwaited(image_id):
-            task.note_wait(image_id)
+            if task.note_wait(image_id):
+                watch.say(
+                    f"{worker} has waited {READ_IS_LONG_S / 60:.0f} minutes for the bytes of image {image_id}, and still does"
+                )
         case ImageDone(image_id):
-            task.awaited = None
             task.in_work = [other for other in task.in_work if other != image_id]
             task.since_s = time.monotonic()
             watch.count_image(task.assignment.shard, event)

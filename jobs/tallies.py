@@ -136,10 +136,10 @@ def find_failed_shards(output: str, shards: Collection[int], *, kinds: Collectio
     """Of these committed shards those with errors of these kinds, and their tallies. Reads every images part."""
     if not kinds:
         return {}
+    ordered = sorted(shards)
     with ThreadPoolExecutor(READS_AT_ONCE) as pool:
-        tallies = map_ahead(pool, partial(tally_shard, output), sorted(shards), num_ahead=READS_AT_ONCE)
-        pairs = zip(sorted(shards), tallies, strict=True)
-        return {shard: tally for shard, tally in pairs if set(tally.errors) & set(kinds)}
+        tallies = map_ahead(pool, partial(tally_shard, output), ordered, num_ahead=READS_AT_ONCE)
+        return {s: tally for s, tally in zip(ordered, tallies, strict=True) if set(tally.errors) & set(kinds)}
 
 
 def _read_counted(progress: Mapping[str, Any] | None) -> tuple[set[int], Tally]:

@@ -184,22 +184,13 @@ def assert_close(given: np.ndarray, expected: np.ndarray) -> None:
     assert np.abs(given - expected).max() < 1e-4 * expected.std()
 
 
+@pytest.mark.parametrize("run", [run_onnx, run_engine])
 @pytest.mark.parametrize("kind", PROMPTS)
-def test_onnx_predictor_gives_pytorchs_numbers(prototype_folder: Path, sam: Any, kind: str) -> None:
-    """onnxruntime runs the kept ONNX files for every kind of prompt and any number of them, and agrees with PyTorch."""
+def test_predictors_give_pytorchs_numbers(prototype_folder: Path, sam: Any, kind: str, run: Any) -> None:
+    """The kept ONNX files and the folder's graphs answer every kind of prompt, any number of them, as SAM's own modules do."""
     inputs = make_inputs(sam, kind)
     logits, iou = predict_as_sam(sam, inputs)
-    given = run_onnx(prototype_folder, inputs)
-    assert_close(given["logits"], logits)
-    np.testing.assert_allclose(given["iou"], iou, atol=1e-5)
-
-
-@pytest.mark.parametrize("kind", PROMPTS)
-def test_openvino_predictor_gives_pytorchs_numbers(prototype_folder: Path, sam: Any, kind: str) -> None:
-    """The graphs of the folder answer every kind of prompt as SAM's own prompt encoder and mask decoder do."""
-    inputs = make_inputs(sam, kind)
-    logits, iou = predict_as_sam(sam, inputs)
-    given = run_engine(prototype_folder, inputs)
+    given = run(prototype_folder, inputs)
     assert_close(given["logits"], logits)
     np.testing.assert_allclose(given["iou"], iou, atol=1e-5)
 

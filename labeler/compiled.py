@@ -4,12 +4,22 @@ Their machine code is kept between processes, where numba finds a place for it. 
 and at no other: so no compiled loop may call one of another file.
 """
 
+import hashlib
+import logging
+import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
+from uuid import uuid4
 
+import numba
 from numba import njit
+from numba.core.caching import FunctionCache
+from numba.core.serialize import dumps
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+logger = logging.getLogger(__name__)
 
 
 def compiled(function: F) -> F:
@@ -23,8 +33,66 @@ def inlined(function: F) -> F:
 
 
 def _compile(function: F, **how: Any) -> F:
+    made: Any = njit(nogil=True, **how)(function)
     try:
-        made: F = njit(cache=True, nogil=True, **how)(function)
+        made._cache = _KeptCode(function)  # What ``cache=True`` does, with numba's own class.
     except RuntimeError:  # Neither beside the source nor in the user's home may be written: each process compiles anew.
-        made = njit(nogil=True, **how)(function)
-    return made
+        logger.debug("no place to keep the machine code of %s", function)
+    loop: F = made
+    return loop
+
+
+class _KeptCode(FunctionCache):
+    """Machine code of one loop on disk. What can't be read or written costs a compilation, nothing more."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)  # type: ignore[no-untyped-call]
+        base = Path(self._cache_path, self._impl.filename_base)
+        stamp = numba.__version__, self._impl.locator.get_source_stamp()
+        self._cache_file: Any = _CodeFiles(base, stamp=stamp)
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep what was compiled for a signature, if the disk lets us."""
+        try:
+            super().save_overload(sig, data)  # type: ignore[no-untyped-call]
+        except OSError as error:
+            logger.debug("the machine code of %s isn't kept: %s", self._name, error)
+
+
+class _CodeFiles:
+    """A file for each signature and CPU.
+
+    numba has an index for all of them, which workers that start at once, on unlike CPUs of one shared disk, write over each
+    other: then one may be given the other's code.
+    """
+
+    def __init__(self, base: Path, *, stamp: object) -> None:
+        self._base, self._stamp = base, stamp
+
+    def _path(self, key: tuple[Any, ...]) -> Path:
+        signature, cpu, _ = key
+        name = hashlib.sha256(repr((signature, cpu)).encode()).hexdigest()[:16]
+        return self._base.with_name(f"{self._base.name}.{name}.nbc")
+
+    def load(self, key: tuple[Any, ...]) -> Any:
+        """What was kept, None where there is nothing, or nothing that is whole and of this source."""
+        try:
+            stamp, its_key, data = pickle.loads(self._path(key).read_bytes())
+        except Exception as error:  # Bytes that were cut or overwritten may make pickle raise anything.
+            logger.debug("no machine code in %s: %s", self._path(key), error)
+            return None
+        return data if (stamp, its_key) == (self._stamp, key) else None
+
+    def save(self, key: tuple[Any, ...], data: Any) -> None:
+        """Keep it, whole or not at all.
+
+        Raises:
+            OSError: the disk is full or may not be written.
+        """
+        path = self._path(key)
+        part = path.with_name(f"{path.name}.{uuid4().hex[:8]}.tmp")
+        try:
+            part.write_bytes(dumps((self._stamp, key, data)))  # type: ignore[no-untyped-call]
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
-from PIL import ImageCms, ImageFile
+from PIL import ImageCms, ImageFile, TiffImagePlugin
 
 from labeler import sniff
 from labeler.errors import ErrorKind, ImageError
@@ -48,6 +48,7 @@ _MAY_LACK_PIXELS = ("JPEG", "MPO", "JPEG2000")  # Decoders that may fill up what
 _MAY_LACK_END = ("PNG", "GIF", "BMP")  # Decoders that fail where a pixel is missing, and only there.
 
 _ORIENTATION_TAG = 0x0112
+_PHOTOMETRIC_TAG = 0x0106
 
 # Pillow reads 16-bit colour as its high bytes. Read again in the other byte order, the same file gives the low bytes.
 _OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}  # N: the machine's own.
@@ -77,14 +78,7 @@ def decode_image(data: bytes, *, exif: Exif = "apply", max_pixels: int = DEFAULT
     """
     _prepare_pillow(max_pixels)
     try:
-        return _decode(data, exif=exif, max_pixels=max_pixels)
-    except ImageError as error:
-        mended = None
-        if error.kind in ("truncated", "corrupt"):
-            mended = _decode_mended(data, exif=exif, max_pixels=max_pixels)
-        if mended is None:
-            raise
-        return mended
+        return _decode_or_mend(data, exif=exif, max_pixels=max_pixels)
     except MemoryError as error:
         raise ImageError("too_large", "decoding it takes more memory than there is") from error
 
@@ -113,6 +107,16 @@ def _prepare_pillow(max_pixels: int) -> None:
     limit = PillowImage.MAX_IMAGE_PIXELS
     if limit is not None and 2 * limit < max_pixels:
         PillowImage.MAX_IMAGE_PIXELS = (max_pixels + 1) // 2
+
+
+def _decode_or_mend(data: bytes, *, exif: Exif, max_pixels: int) -> Image:
+    try:
+        return _decode(data, exif=exif, max_pixels=max_pixels)
+    except ImageError as error:
+        mended = _decode_mended(data, exif=exif, max_pixels=max_pixels) if error.kind in ("truncated", "corrupt") else None
+        if mended is None:
+            raise
+        return mended
 
 
 def _decode(data: bytes, *, exif: Exif, max_pixels: int) -> Image:
@@ -257,12 +261,18 @@ def _read_pixels(data: bytes, picture: ImageFile.ImageFile) -> tuple[UInt8, list
     notes = ["its 16-bit colours were read as 8-bit"] if any(";16" in str(m) for m in raw_modes) else []
     loaded = _load(data, picture)
     if loaded.mode == "F" or loaded.mode.startswith("I"):
-        return _replicate(_scale(np.asarray(loaded))), []
+        gray = _scale(np.asarray(loaded))
+        return _replicate(255 - gray if _white_is_zero(picture) else gray), []
     try:
         rgb, profile_notes = _to_rgb(loaded)
     except (ValueError, OSError) as error:
         raise _blame(data, picture.format, error) from error
     return np.asarray(rgb), [*notes, *profile_notes]
+
+
+def _white_is_zero(picture: ImageFile.ImageFile) -> bool:
+    """Whether a TIFF's numbers fall where it gets lighter. Of more than 8 bits Pillow gives them as they stand."""
+    return isinstance(picture, TiffImagePlugin.TiffImageFile) and picture.tag_v2.get(_PHOTOMETRIC_TAG) == 0
 
 
 def _load(data: bytes, picture: ImageFile.ImageFile) -> ImageFile.ImageFile:

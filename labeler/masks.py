@@ -41,18 +41,16 @@ def plan_upsampling(*, low_res_length: int, input_side: int, input_length: int, 
         input_length: pixels of the resized crop in it, without padding.
         crop_length: pixels of the crop in the image.
     """
-    to_input, to_input_weight = _bilinear(np.arange(crop_length), input_length, crop_length)
-    weights = np.zeros((crop_length, low_res_length))
     pixels = np.arange(crop_length)
+    to_input, to_input_weight = _bilinear(pixels, input_length, crop_length)
+    first = np.minimum(_bilinear(to_input, low_res_length, input_side)[0], low_res_length - TAPS)
+    weights = np.zeros((crop_length, TAPS))
     for source, share in ((to_input, 1 - to_input_weight), (np.minimum(to_input + 1, input_length - 1), to_input_weight)):
         low, low_weight = _bilinear(source, low_res_length, input_side)
-        np.add.at(weights, (pixels, low), share * (1 - low_weight))
-        np.add.at(weights, (pixels, np.minimum(low + 1, low_res_length - 1)), share * low_weight)
-    first, _ = _bilinear(to_input, low_res_length, input_side)
-    first = np.minimum(first, low_res_length - TAPS)
-    taken = np.take_along_axis(weights, first[:, None] + np.arange(TAPS), axis=1)
+        weights[pixels, low - first] += share * (1 - low_weight)
+        weights[pixels, np.minimum(low + 1, low_res_length - 1) - first] += share * low_weight
     stretches = np.searchsorted(first, np.arange(low_res_length - TAPS + 2))
-    return Upsampling(first=first.astype(np.int32), weights=taken, stretches=stretches.astype(np.int32))
+    return Upsampling(first=first.astype(np.int32), weights=weights, stretches=stretches.astype(np.int32))
 
 
 def upsample_logits(logits: Float32, *, rows: Upsampling, columns: Upsampling) -> Float32:

@@ -55,6 +55,8 @@ def trace_mask(
     column_weights, column_stretches = columns
     row_weights, row_first = rows
     margin = np.float32(np.abs(logits).max() * np.float32(_ROUNDING_ULP * 1.1920929e-07))
+    if not margin < np.inf:  # A logit is nan or infinite: every pixel is looked at, and those that draw on it lie outside.
+        margin = np.float32(np.inf)
     height = len(row_first)
     num_blocks = (height + BLOCK - 1) // BLOCK
     cells, blocks = np.empty(logits.shape[1] - TAPS + 1, np.uint8), np.empty(num_blocks, np.uint8)
@@ -127,8 +129,8 @@ def _judge_cells(
         bottom = min(smallest[k], smallest[k + 1], smallest[k + 2])
         top = max(greatest[k], greatest[k + 1], greatest[k + 2])
         all_above = np.uint8(bottom > low + margin) + np.uint8(bottom > middle + margin) + np.uint8(bottom > high + margin)
-        some_above = np.uint8(top > low - margin) + np.uint8(top > middle - margin) + np.uint8(top > high - margin)
-        codes[k] = all_above if all_above == some_above else _UNCLEAR
+        none_above = np.uint8(top <= low - margin) + np.uint8(top <= middle - margin) + np.uint8(top <= high - margin)
+        codes[k] = all_above if all_above + none_above == 3 else _UNCLEAR
         any_code |= codes[k]
     return bool(any_code != 0)
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image as PillowImage
 
-from labeler import images
+from labeler import images, sniff
 from labeler.errors import ImageError
 from tests.labeler.pictures import (
     HEIGHT,
@@ -176,6 +176,17 @@ def test_a_cut_jpeg_of_flat_gray_is_no_way_around() -> None:
             assert end.kind == "truncated"
         else:
             np.testing.assert_array_equal(end.pixels, images.decode_image(data).pixels)
+
+
+def test_a_mended_file_that_takes_too_much_memory_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mending decodes twice: where the first attempt fits into memory, the second need not."""
+    whole = save(PICTURE, "JPEG")
+
+    def fill_memory(*_args: Any, **_options: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(sniff, "propose_repair", fill_memory)
+    assert decode_error(whole[: len(whole) // 2]).kind == "too_large"
 
 
 def test_a_download_padded_with_zeros_is_truncated() -> None:

@@ -198,6 +198,16 @@ def test_big_endian_16_bit_gray_is_scaled_too() -> None:
         np.testing.assert_array_equal(images.decode_image(data).pixels, replicate(scale(TWELVE_BIT)))
 
 
+@pytest.mark.parametrize("values", [TWELVE_BIT, TWELVE_BIT.astype(np.float32)])
+def test_deep_gray_tiffs_whose_white_is_zero_are_turned_about(values: np.ndarray) -> None:
+    """X-rays and scans are often kept so. Pillow turns 8 bits about, and leaves more as they are."""
+    whole = save(values, "TIFF")
+    black_is_zero, white_is_zero = (struct.pack("<HHIHH", 262, 3, 1, kind, 0) for kind in (1, 0))
+    assert whole.count(black_is_zero) == 1
+    found = images.decode_image(whole.replace(black_is_zero, white_is_zero)).pixels
+    np.testing.assert_array_equal(found, 255 - images.decode_image(whole).pixels)
+
+
 def test_numbers_that_are_none_and_infinities_do_not_spoil_the_range() -> None:
     """NaN and -inf are black, +inf is white, the rest is scaled by what is finite."""
     values = np.linspace(-3, 5, HEIGHT * WIDTH, dtype=np.float32).reshape(HEIGHT, WIDTH)

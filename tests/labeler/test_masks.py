@@ -107,6 +107,28 @@ def test_constant_planes_compare_strictly_greater(constant: float) -> None:
         assert traced.boxes_xyxy[0].tolist() == [0, 0, 0, 0]
 
 
+@pytest.mark.parametrize("kind", ["smooth", "spikes in an all-positive plane"])
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+def test_a_broken_logit_spoils_what_draws_on_it_alone(kind: str, broken: float) -> None:
+    """As in PyTorch: the other pixels are as they would be without it."""
+    crop_hw = (333, 500)
+    logits = adversarial_logits()[kind][:1].astype(np.float32)
+    plan = axes(crop_hw)
+    exact = upsample_as_the_reference(logits, crop_hw, torch.float64)[0]
+    logits[0, 20, 31] = broken
+    traced = trace(logits, **plan, crop_xyxy=(0, 0, crop_hw[1], crop_hw[0]), image_hw=crop_hw, stability_score_offset=1.0)
+    mask = rle.runs_to_mask(traced.run_lengths, image_hw=crop_hw)
+    rows, columns = (
+        (first <= at) & (at < first + masks.TAPS)
+        for first, at in zip((plan["rows"].first, plan["columns"].first), (20, 31), strict=True)
+    )
+    spoilt = rows[:, None] & columns
+    assert spoilt.any()
+    assert not (np.isnan(broken) and mask[spoilt].any())
+    clear = ~spoilt & (np.abs(exact) > 1e-3)
+    np.testing.assert_array_equal(mask[clear], exact[clear] > 0)
+
+
 @pytest.mark.parametrize("crop_xyxy", [(0, 0, 60, 40), (13, 7, 60, 31), (0, 9, 60, 40), (5, 0, 41, 40)])
 def test_a_crop_is_traced_into_the_image(crop_xyxy: tuple[int, int, int, int]) -> None:
     """Masks of a crop stand at their place in the image, with nothing outside the crop."""

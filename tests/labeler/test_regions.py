@@ -1,15 +1,11 @@
 """Region removal against the reference's, which uses OpenCV."""
 
-from types import ModuleType
-
 import numpy as np
 import pytest
 import torch
-from numba.core.dispatcher import Dispatcher
 from segment_anything.utils import amg
 
-from labeler import regions, rle, tracing
-from labeler.compiled import compiled
+from labeler import regions, rle
 
 
 def region_masks() -> list[np.ndarray]:
@@ -21,31 +17,6 @@ def region_masks() -> list[np.ndarray]:
     ring[20:24, 20:24] = False
     ring[0:3, 48:50] = True
     return [*found, ring, ~ring, np.zeros((7, 7), bool), np.ones((7, 7), bool)]
-
-
-@pytest.mark.parametrize("module", [regions, tracing])
-def test_compiled_loops_call_none_of_another_file(module: ModuleType) -> None:
-    """Numba keeps machine code until its own file changes: what is compiled into it from another would stay as it was."""
-    loops = [loop for loop in vars(module).values() if isinstance(loop, Dispatcher) and loop.__module__ == module.__name__]
-    assert loops
-    for loop in loops:
-        called = [loop.py_func.__globals__.get(name) for name in loop.py_func.__code__.co_names]
-        assert {other.__module__ for other in called if isinstance(other, Dispatcher)} <= {module.__name__}
-
-
-def test_loops_are_compiled_where_nothing_can_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a container whose files are read-only."""
-
-    def refuse(_dispatcher: Dispatcher) -> None:
-        raise RuntimeError("cannot cache function: no locator available")
-
-    monkeypatch.setattr(Dispatcher, "enable_caching", refuse)
-
-    @compiled
-    def double(x: int) -> int:
-        return 2 * x
-
-    assert double(21) == 42
 
 
 @pytest.mark.parametrize("min_area", [1, 2, 4, 10, 100])

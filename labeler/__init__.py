@@ -3,6 +3,7 @@
 The door of the package. Nothing heavy is imported before a name here is used.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from labeler.types import Image as Image
     from labeler.types import MaskSet as MaskSet
     from labeler.types import Prompts as Prompts
+
+# OpenVINO tells its maker whenever it is imported, in every worker anew, unless this package is missing. Nobody is told here.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 _DOORS = {
     "Engine": "engine",

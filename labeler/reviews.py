@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from labeler import storage
 from labeler.errors import OptionsError, StorageError
 from labeler.options import MaskOptions
-from labeler.tables import MASKS_SCHEMA, SCHEMA_VERSION, decode_part, make_metadata, read_metadata
+from labeler.tables import BOX_OR_NULL, MASKS_SCHEMA, SCHEMA_VERSION, decode_part, make_metadata, read_metadata
 
 FOLDER = "review"
 
@@ -35,6 +35,8 @@ _MASK_COLUMNS = (
     "segmentation", "bbox", "area", "predicted_iou", "stability_score", "point_coords", "crop_box",
 )  # fmt: skip
 
+_BOXES = ("bbox", "crop_box")
+
 REVIEW_SCHEMA = pa.schema(
     [
         ("decided_at", pa.timestamp("us", tz="UTC")),
@@ -43,7 +45,8 @@ REVIEW_SCHEMA = pa.schema(
         ("file_name", pa.string()),
         ("mask_id", pa.int32()),  # The mask of the run that this is about; null where it was drawn.
         ("drawn_id", pa.string()),  # Names a drawn mask; null where it is the run's.
-        *(MASKS_SCHEMA.field(name) for name in _MASK_COLUMNS),  # What was refined or drawn; null where it is the run's own.
+        # What was refined or drawn; null where it is the run's own.
+        *((name, BOX_OR_NULL if name in _BOXES else MASKS_SCHEMA.field(name).type) for name in _MASK_COLUMNS),
     ]
 )
 

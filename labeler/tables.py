@@ -30,6 +30,8 @@ STAGES = ("read", "decode", "encode", "predict", "post")
 """What an image's time is spent in, in this order; of each the images table has a column ``seconds_``."""
 
 _BOX = pa.list_(pa.float64(), 4)
+BOX_OR_NULL = pa.list_(pa.float64())
+"""Four numbers, too: before Arrow 26 no reader takes a null among lists of fixed size."""
 
 MASKS_SCHEMA = pa.schema(
     [
@@ -90,7 +92,7 @@ _PROMPT_FIELDS = [
     ("image", pa.string()),  # As the prompts' file names it.
     ("image_id", pa.int64()),  # Null where the run has no such image.
     ("category_id", pa.int64()),
-    ("box_xyxy", _BOX),
+    ("box_xyxy", BOX_OR_NULL),
     ("points_xy", pa.list_(pa.list_(pa.float64()))),
     ("point_labels", pa.list_(pa.int32())),
 ]

@@ -1,6 +1,7 @@
 """The house's floors, as data: who may import whom, and where each heavy library may be imported."""
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -237,6 +238,27 @@ def test_importing_a_package_imports_nothing_heavy(door: str) -> None:
     code = f"import sys, {door}; print(*sorted(set(sys.modules) & {set(HEAVY)!r}))"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert loaded.stdout.split() == []
+
+
+def test_nobody_is_told_that_openvino_is_used(tmp_path: Path) -> None:
+    """By itself its import sends an event, from every process, and leaves an id in the user's home."""
+    tell = "import openvino.tools.ovc as ovc; print(type(ovc.telemetry).__module__)"
+    environment = {name: value for name, value in os.environ.items() if name != "CI"}
+    told = {}
+    for name, code in (("alone", tell), ("ours", f"import labeler.engine, labeler.quantize; {tell}")):
+        home = tmp_path / name
+        home.mkdir()
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env={**environment, "HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1", "HTTPS_PROXY": "http://127.0.0.1:9"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        told[name] = (done.stdout.strip(), [path.name for path in home.iterdir()])
+    assert told["alone"] == ("openvino_telemetry.main", ["intel"])
+    assert told["ours"] == ("openvino.tools.ovc.telemetry_stub", [])
 
 
 def test_a_worker_needs_no_torch() -> None:

@@ -16,6 +16,7 @@ from pycocotools import mask as coco_mask
 from labeler import rle, tables
 from labeler.errors import PartDamagedError, StorageError
 from labeler.options import MaskOptions
+from labeler.reviews import REVIEW_SCHEMA
 from labeler.types import MaskSet, join_runs
 
 
@@ -73,6 +74,12 @@ def test_columns_and_types_are_the_contract() -> None:
         "image_id:int64 uri:string file_name:string source_id:string offset:int64 length:int64 size_bytes:int64 etag:string "
         "shard:int64 kept:string"
     )
+
+
+@pytest.mark.parametrize("schema", [tables.PROMPTS_SCHEMA, tables.PROMPTS_PLAN_SCHEMA, REVIEW_SCHEMA])
+def test_what_may_be_null_is_no_list_of_fixed_size(schema: pa.Schema) -> None:
+    """Arrow before 26 can't read a null among them, and most who read these files have such a one."""
+    assert not [field.name for field in schema if pa.types.is_fixed_size_list(field.type)]
 
 
 def test_pandas_and_pycocotools_read_the_masks(tmp_path: Path) -> None:

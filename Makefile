@@ -66,7 +66,7 @@ scale: $(VENV)/ready ## ten million keys, a hundred thousand shards, two workers
 	$(VENV)/bin/python benchmarks/against_plain.py $(TINY)
 
 .PHONY: bench
-bench: $(VENV)/ready ## full-size vit_b beside PyTorch: README's table of speeds (long)
+bench: $(VENV)/ready ## full-size vit_b beside PyTorch: the tables of benchmarks/README.md (long)
 	$(VENV)/bin/python benchmarks/whole_generator.py --folder bench/vit_b
 	$(VENV)/bin/python benchmarks/after_decoder.py --model $(TINY)
 	$(VENV)/bin/python -m jobs bench --model bench/vit_b

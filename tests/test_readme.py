@@ -1,4 +1,4 @@
-"""What README shows of Python runs as it stands there, on a run of the embedded model; and so do the names of the door."""
+"""What the documents show of Python runs as it stands there, on a run of the embedded model; links and names lead somewhere."""
 
 import re
 import subprocess
@@ -22,7 +22,15 @@ from labeler.models import find_model
 from labeler.options import resolve_mask_options
 
 ROOT = Path(__file__).parents[1]
-BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+PAGES = [
+    ROOT / "README.md",
+    *sorted(path for name in ("labeler", "jobs", "export", "benchmarks", "training") for path in (ROOT / name).rglob("*.md")),
+]
+BLOCKS = [
+    block
+    for page in PAGES
+    for block in re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+]
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +66,7 @@ def run_block(needs: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> dict[s
     (code,) = (block for block in BLOCKS if f"import {needs}" in block or f"from {needs} import" in block)
     monkeypatch.chdir(home)
     names: dict[str, Any] = {}
-    exec(compile(code, "README.md", "exec"), names)
+    exec(compile(code, "a page's block", "exec"), names)
     return names
 
 
@@ -68,7 +76,22 @@ def test_every_block_is_run_here() -> None:
         "pandas",
         "pyarrow.dataset",
         "datasets",
+        "pathlib",
     ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    """To files that are there, and to headings that stand in them."""
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if re.match(r"\w+:", link):
+            continue
+        place, _, heading = link.partition("#")
+        target = page.parent / place if place else page
+        assert target.exists(), link
+        if heading:
+            titles = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+            assert heading in [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles], link
 
 
 def test_a_run_is_read_with_pandas(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,6 +109,15 @@ def test_a_run_is_read_with_pyarrow(home: Path, monkeypatch: pytest.MonkeyPatch)
     assert table.column_names == ["file_name", "bbox", "area"]
     scores = pq.read_table(home / "labels" / "masks")["predicted_iou"].to_numpy()
     assert len(table) == (scores > 0.7).sum()
+
+
+def test_one_image_is_labeled_from_python(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the names of the door alone."""
+    names = run_block("pathlib", home, monkeypatch)
+    masks, info = names["masks"], names["info"]
+    assert len(masks) > 0
+    assert masks.image_hw == (300, 400)
+    assert names["options"].pred_iou_thresh == info.defaults["pred_iou_thresh"]
 
 
 def test_a_run_is_a_dataset_of_hugging_face(home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -240,21 +240,12 @@ class _CocoFile:
 
 @contextmanager
 def _open_coco(name: str, head: str) -> Iterator[_CocoFile]:
-    with _Spool() as images, _open_whole(name) as file:
+    with _Spool() as images, storage.open_whole(name) as file:
         file.write(f'{{"info":{head}\n],\n"annotations":['.encode("ascii"))
         yield _CocoFile(file, images)
         file.write(b'\n],\n"images":[')
         images.move_to(file)
         file.write(b"\n]}\n")
-
-
-@contextmanager
-def _open_whole(name: str) -> Iterator[storage.Sink]:
-    try:
-        with storage.open_whole(name) as file:
-            yield file
-    except (FileNotFoundError, PermissionError) as error:
-        raise StorageError(f"{name} can't be written: {error.strerror or error}") from error
 
 
 def _name_file(target: str, *, split: Split | None, number: int | None) -> str:

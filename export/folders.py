@@ -18,7 +18,7 @@ from export.names import RECORD, drop_extension, has_image_extension, keep_label
 from export.options import SelectionOptions
 from export.selection import ExportImage, Report, Watch, select_images
 from labeler import storage
-from labeler.errors import ImageError, OptionsError, StorageError
+from labeler.errors import ImageError, OptionsError
 from labeler.pictures import find_picture_file, name_extension, read_picture
 from labeler.runs import Run
 
@@ -57,11 +57,7 @@ class Folder:
 
     def write(self, name: str, data: bytes) -> None:
         """Write one file, whole or not at all."""
-        uri = storage.join(self.uri, name)
-        try:
-            storage.write_bytes(uri, data)
-        except (FileNotFoundError, PermissionError) as error:
-            raise StorageError(f"{uri} can't be written: {error.strerror or error}") from error
+        storage.write_bytes(storage.join(self.uri, name), data)
 
     def holds_another(self, name: str, data: bytes) -> bool:
         """Whether a file of an earlier export stands there and has another content."""

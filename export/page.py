@@ -19,7 +19,7 @@ from export.photos import choose_images, join_masks, read_small_photo, spread
 from export.polygons import trace_rings
 from labeler import rle, storage
 from labeler.draw import encode_jpeg, mask_color, sample_positions
-from labeler.errors import ImageError, OptionsError, StorageError
+from labeler.errors import ImageError, OptionsError
 from labeler.runs import Row, Run, iterate_images, iterate_rows
 from labeler.tables import STAGES
 from labeler.types import Size, UInt8
@@ -78,10 +78,7 @@ def export_page(run: Run, target: str, *, limit: int = MAX_IMAGES) -> PageReport
     }
     page = _fill_template(data, pictures).encode("utf-8")
     uri = storage.join(target, PAGE)
-    try:
-        storage.write_bytes(uri, page)
-    except (FileNotFoundError, PermissionError) as error:
-        raise StorageError(f"{uri} can't be written: {error.strerror or error}") from error
+    storage.write_bytes(uri, page)
     num_masks = sum(len(about["masks"]) for about in images)
     return PageReport(len(chosen), num_masks, len(page), is_sample=statistics.num_images > len(chosen))
 

@@ -21,7 +21,7 @@ from labeler.draw import (
     paint_masks,
     shrink_to_fit,
 )
-from labeler.errors import ImageError, OptionsError, StorageError
+from labeler.errors import ImageError, OptionsError
 from labeler.runs import Row, Run
 
 CONTACT_SHEET = "contact_sheet.jpg"
@@ -76,7 +76,7 @@ def export_preview(run: Run, target: str, *, options: PreviewOptions) -> Preview
     report = PreviewReport()
     tiles = [_show_image(row, counts, run, target, report=report) for row, counts in _iterate_counts(run, chosen)]
     sheet = contact_sheet(tiles, columns=options.columns, tile_px=_TILE_PX)
-    _write(storage.join(target, CONTACT_SHEET), encode_jpeg(sheet))
+    storage.write_bytes(storage.join(target, CONTACT_SHEET), encode_jpeg(sheet))
     return report
 
 
@@ -99,15 +99,8 @@ def _show_image(row: Row, counts: Sequence[str], run: Run, target: str, *, repor
     report.num_overlays += 1
     report.num_masks += len(counts)
     painted = paint_masks(photo, [rle.counts_to_runs(c) for c in counts], image_hw=(row["height"], row["width"]))
-    _write(storage.join(target, OVERLAYS, _name_overlay(row)), encode_jpeg(painted))
+    storage.write_bytes(storage.join(target, OVERLAYS, _name_overlay(row)), encode_jpeg(painted))
     return Tile(name, "1 mask" if len(counts) == 1 else f"{len(counts)} masks", shrink_to_fit(painted, max_side_px=_TILE_PX))
-
-
-def _write(uri: str, data: bytes) -> None:
-    try:
-        storage.write_bytes(uri, data)
-    except (FileNotFoundError, PermissionError) as error:
-        raise StorageError(f"{uri} can't be written: {error.strerror or error}") from error
 
 
 def _name_overlay(row: Row) -> str:

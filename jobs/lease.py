@@ -187,10 +187,7 @@ class LeaseHolder:
         with self._lock:
             self._lease = replace(self._lease, beat=self._lease.beat + 1)
             content = json.dumps(asdict(self._lease)).encode() + b"\n"
-            try:
-                storage.write_bytes(_locate(self._output), content)
-            except (FileNotFoundError, PermissionError) as error:
-                raise StorageError(f"can't write to {self._output}: {error}") from error
+            storage.write_bytes(_locate(self._output), content)
 
 
 def wait_until_lapsed(output: str, other: Lease, *, say: Callable[[str], None]) -> None:

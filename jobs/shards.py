@@ -195,9 +195,6 @@ def commit_shard(
 
         call_with_retries(try_once)
 
-    try:
-        write(functools.partial(storage.delete, tables.locate_part(output, "images", shard)))
-        for table, data in parts.items():  # In this order: the images part is the commit mark.
-            write(functools.partial(storage.write_bytes, tables.locate_part(output, table, shard), data))
-    except (FileNotFoundError, PermissionError) as error:
-        raise StorageError(f"can't write to {output}: {error}") from error
+    write(functools.partial(storage.delete, tables.locate_part(output, "images", shard)))
+    for table, data in parts.items():  # In this order: the images part is the commit mark.
+        write(functools.partial(storage.write_bytes, tables.locate_part(output, table, shard), data))

@@ -310,10 +310,7 @@ def _read_photo(photo: str, options: MaskOptions) -> Image:
 
 
 def _write(target: str, data: bytes) -> None:
-    try:
-        storage.write_bytes(storage.path_to_uri(target), data)
-    except (FileNotFoundError, PermissionError) as error:
-        raise StorageError(f"{target} can't be written: {error.strerror or error}") from error
+    storage.write_bytes(storage.path_to_uri(target), data)
 
 
 def _to_records(found: MaskSet) -> list[dict[str, Any]]:

@@ -267,10 +267,7 @@ def write_decision(
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist([row], schema=schema), sink, compression="zstd")
     uri = storage.join(output, FOLDER, name)
-    try:
-        storage.write_bytes(uri, bytes(sink.getvalue()))
-    except (FileNotFoundError, PermissionError) as error:
-        raise StorageError(f"{uri} can't be written: {error.strerror or error}") from error
+    storage.write_bytes(uri, bytes(sink.getvalue()))
     return Reviews({**seen.by_file, name: (_to_decision(row, name),)})
 
 

@@ -3,11 +3,11 @@
 Must not know what the bytes mean. A place is a plain local path, taken literally whatever stands in it; a ``file://``
 URI, percent-encoded, as ``path_to_uri`` writes it; or any URL of fsspec's (``s3://``, ``memory://``).
 
-Errors: ``FileNotFoundError`` where there is no such file (also: the name is a folder's, runs through a file, is too
-long, or is a link that dangles or loops) and ``PermissionError`` leave as they are, for the caller knows whose fault
-that is. ``OptionsError``: no such kind of store, or its package is not installed. All else is a ``StorageError``, raised after
-as many tries as ``labeler.retries`` was told; where trying again is no use (credentials, bucket, disk full), at once a
-``StorageRefusedError``.
+Errors: of what is read, ``FileNotFoundError`` (also: the name is a folder's, runs through a file, is too long, or is a link
+that dangles or loops) and ``PermissionError`` leave as they are, for the caller knows whose fault that is. ``OptionsError``: no
+such kind of store, or its package is not installed. All else is a ``StorageError``, raised after as many tries as
+``labeler.retries`` was told; where trying again is no use (credentials, bucket, disk full, what may not be written), at once
+a ``StorageRefusedError``.
 """
 
 import contextlib
@@ -127,7 +127,7 @@ def write_bytes(uri: str, data: bytes) -> None:
     """
     path = uri_to_path(uri)
     if path is None:
-        with translate_store_errors(uri):
+        with translate_store_errors(uri, writing=True):
             store, key = _open_for_writing(uri)
             store.pipe_file(key, data)
         return
@@ -144,12 +144,12 @@ def open_whole(uri: str) -> Iterator["Sink"]:
     """
     path = uri_to_path(uri)
     if path is None:
-        with translate_store_errors(uri):
+        with translate_store_errors(uri, writing=True):
             store, key = _open_for_writing(uri)
             remote = store.open(key, "wb", autocommit=False)
         try:
-            yield _Sink(remote, lambda: translate_store_errors(uri))
-            with translate_store_errors(uri):
+            yield _Sink(remote, lambda: translate_store_errors(uri, writing=True))
+            with translate_store_errors(uri, writing=True):
                 remote.close()
                 remote.commit()
         except BaseException:
@@ -283,10 +283,10 @@ def delete(uri: str) -> None:
     """Remove a file; that there is none is no error."""
     path = uri_to_path(uri)
     if path is not None:
-        with contextlib.suppress(FileNotFoundError), translate_local_errors(path, writing=True):
-            path.unlink()
+        with translate_local_errors(path, writing=True):
+            path.unlink(missing_ok=True)
         return
-    with contextlib.suppress(FileNotFoundError), translate_store_errors(uri):
+    with translate_store_errors(uri, writing=True), contextlib.suppress(FileNotFoundError), translate_store_errors(uri):
         store, key = open_store(uri)
         store.rm_file(key)
 

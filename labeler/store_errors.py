@@ -44,12 +44,12 @@ _LASTING = _DISK_FULL | {errno.EROFS}
 
 
 @contextlib.contextmanager
-def translate_store_errors(uri: str) -> Iterator[None]:
+def translate_store_errors(uri: str, *, writing: bool = False) -> Iterator[None]:
     """Raise what the store's library raises as one of ours.
 
     Raises:
-        FileNotFoundError: there is no such object.
-        PermissionError: this one may not be read or written.
+        FileNotFoundError: there is no such object to be read.
+        PermissionError: this one may not be read.
         StorageRefusedError: credentials, bucket or quota; no use to try again.
         OptionsError: the store's library knows no such option.
         StorageError: everything else; the next try may go well.
@@ -59,7 +59,8 @@ def translate_store_errors(uri: str) -> Iterator[None]:
     except LabelerError:
         raise
     except Exception as error:
-        raise sort_store_error(error, uri=uri) from error
+        sorted_error = sort_store_error(error, uri=uri)
+        raise (_refuse_writing(uri, sorted_error) if writing else sorted_error) from error
 
 
 @contextlib.contextmanager
@@ -67,14 +68,16 @@ def translate_local_errors(path: Path, *, writing: bool = False) -> Iterator[Non
     """Raise what the operating system raises over one local path as one of ours.
 
     Raises:
-        FileNotFoundError: there is no such file, or none can be by that name.
-        PermissionError: it may not be read or written.
+        FileNotFoundError: there is no such file to be read, or none can be by that name.
+        PermissionError: it may not be read.
         StorageRefusedError: the disk is full or may not be written, or something else has the name; no use to try again.
         StorageError: everything else.
     """
     try:
         yield
-    except (FileNotFoundError, PermissionError):
+    except (FileNotFoundError, PermissionError) as error:
+        if writing:
+            raise _refuse_writing(path, error) from error
         raise
     except OSError as error:
         if not writing and error.errno in _NO_SUCH_FILE:
@@ -85,7 +88,15 @@ def translate_local_errors(path: Path, *, writing: bool = False) -> Iterator[Non
         kind = StorageRefusedError if error.errno in _LASTING | _IN_THE_WAY else StorageError
         raise kind(f"{path} can't be {verb}: {error.strerror or error}") from error
     except ValueError as error:  # A null character in the name.
-        raise FileNotFoundError(errno.ENOENT, str(error), str(path)) from error
+        missing = FileNotFoundError(errno.ENOENT, str(error), str(path))
+        raise (_refuse_writing(path, missing) if writing else missing) from error
+
+
+def _refuse_writing(place: str | Path, error: Exception) -> Exception:
+    """What can't be read is its reader's affair, perhaps one image's; what can't be written is always the store's."""
+    if isinstance(error, FileNotFoundError | PermissionError):
+        return StorageRefusedError(f"{place} can't be written: {error.strerror or error}")
+    return error
 
 
 def sort_store_error(error: Exception, *, uri: str) -> Exception:

@@ -15,7 +15,7 @@ import stores
 from nobody import as_nobody, make_public_folder
 
 from labeler import storage
-from labeler.errors import OptionsError, StorageError
+from labeler.errors import OptionsError, StorageError, StorageRefusedError
 
 NAMES = [
     "plain.jpg",
@@ -297,15 +297,17 @@ def test_listing_a_folder_that_is_not_there_is_an_error(tmp_path: Path, memory: 
 
 
 def test_reading_and_writing_without_permission_says_so(public_folder: Path) -> None:
-    """PermissionError, as it is."""
+    """Of what is read PermissionError, as it is, for it may be an image's; what can't be written or deleted is the store's."""
     file = public_folder / "a.jpg"
     file.write_bytes(b"x")
     file.chmod(0)
     with as_nobody(), pytest.raises(PermissionError):
         storage.read_bytes(str(file))
     public_folder.chmod(0o555)
-    with as_nobody(), pytest.raises(PermissionError):
+    with as_nobody(), pytest.raises(StorageRefusedError, match="new can't be written: Permission denied"):
         storage.write_bytes(str(public_folder / "new"), b"x")
+    with as_nobody(), pytest.raises(StorageRefusedError, match=r"a\.jpg can't be written: Permission denied"):
+        storage.delete(str(file))
 
 
 def test_writing_replaces_the_whole_and_leaves_nothing_else(tmp_path: Path) -> None:

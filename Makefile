@@ -1,5 +1,7 @@
 # The commands README names. Each sets up what it needs on a fresh machine.
 PYTHON ?= python3
+NEW_VENV = $(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11 ..." if sys.version_info < (3, 11) else 0)' \
+	&& $(PYTHON) -m venv --clear
 VENV := .venv
 DEMO_VENV := .venv-demo
 AZURITE := .azurite
@@ -12,13 +14,13 @@ help: ## this text
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
 
 $(VENV)/ready: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
+	$(NEW_VENV) $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[convert,test]'
 	touch $@
 
 $(DEMO_VENV)/ready: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(DEMO_VENV)
+	$(NEW_VENV) $(DEMO_VENV)
 	$(DEMO_VENV)/bin/python -m pip install --quiet --upgrade pip
 	$(DEMO_VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[demo]'
 	touch $@

@@ -9,6 +9,8 @@ import hashlib
 import json
 import os
 import secrets
+import tempfile
+import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,6 +162,7 @@ def open_folder(
         record["fingerprint"] = run.fingerprint
     if options.drop_empty and run.reviews:  # Decides which files there are. Otherwise another review writes over all of them.
         record["review_sha256"] = run.reviews.digest
+    place = storage.uri_to_path(target)
     stems = keep_labels_apart(
         run,
         kind=kind,
@@ -167,7 +170,8 @@ def open_folder(
         label_suffix=label_suffix,
         has_pictures=has_pictures,
         by_stem=by_stem,
-        is_disk=storage.uri_to_path(target) is not None,
+        is_disk=place is not None,
+        tells_apart=place is None or _tells_names_apart(place),
     )
     # They decide what labels are called: once an unfinished run has gone on, those of before may be stale.
     record["shared_stems_sha256"] = hashlib.sha256(os.fsencode("\n".join(sorted(stems)))).hexdigest() if stems else None
@@ -229,7 +233,7 @@ def _check_target(target: str, record: dict[str, Any]) -> bool:
     except (PermissionError, ValueError) as error:
         raise OptionsError(f"{target}/{RECORD} can't be read: {error}") from error
     if before is None:
-        if storage.exists(target) and (not storage.is_folder(target) or any(True for _ in storage.list_files(target))):
+        if storage.exists(target) and (not storage.is_folder(target) or not _is_empty(target)):
             raise OptionsError(f"{target} is not an empty folder; give a new one")
         return False
     differing = sorted(key for key, value in record.items() if before.get(key) != value)
@@ -237,6 +241,25 @@ def _check_target(target: str, record: dict[str, Any]) -> bool:
         words = ", ".join(key.replace("_", " ") for key in differing)
         raise OptionsError(f"{target} holds another export ({words} differ); give a new folder, or delete that one")
     return True
+
+
+def _tells_names_apart(folder: Path) -> bool:
+    """Whether that disk has two files where names differ in case alone, or in the way that accents are written."""
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".é-") as file:
+            name = os.path.basename(file.name)  # noqa: PTH119 (of a text, not of a path that is followed)
+            twins = (name.swapcase(), unicodedata.normalize("NFD", name))
+            return not any((folder / twin).exists() for twin in twins)
+    except OSError:  # Nothing can be written there; who writes says so.
+        return True
+
+
+def _is_empty(folder: str) -> bool:
+    """But for what a desktop or a network's disk leaves in any folder."""
+    names = (file.path.rpartition("/")[2] for file in storage.list_files(folder))
+    return all(name == ".DS_Store" or name.startswith(("._", ".nfs")) for name in names)
 
 
 def _write_record(folder: Folder, record: dict[str, Any], *, complete: bool) -> None:

@@ -5,6 +5,7 @@ Must not know any format. Holds the names of all images of the run: about 300 by
 
 import os
 import posixpath
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterator
 from typing import NoReturn
@@ -57,6 +58,7 @@ def keep_labels_apart(
     has_pictures: bool,
     by_stem: bool,
     is_disk: bool,
+    tells_apart: bool = True,
 ) -> frozenset[str]:
     """Names without extension whose labels keep it, so that each image has its own; all other names are made sure of.
 
@@ -66,6 +68,7 @@ def keep_labels_apart(
         has_pictures: there will be pictures beside them.
         by_stem: the format's readers look for labels by a picture's name without extension, so none may be shared.
         is_disk: names can't be of any length.
+        tells_apart: ``a`` and ``A`` are two files there, and so are the two ways to write ``é``; not so on many Macs.
 
     Raises:
         OptionsError: two images would have one file, or a name leads out of the folder, or is too long for a file.
@@ -78,20 +81,26 @@ def keep_labels_apart(
     if by_stem and shared:
         pair = " and ".join(name for name in shared if drop_extension(name) == drop_extension(shared[0]))
         raise OptionsError(f"{pair} would share their labels: {kind} finds them by the name without its extension; rename one")
+    fold = str if tells_apart else _fold
     files: dict[str, str] = {RECORD: "the record of the export"}
     for tidy, name in names.items():
         for path in _list_files(tidy, stems, label_suffix=label_suffix, has_pictures=has_pictures):
             if is_disk:
                 _check_length(path, name)
-            other = files.setdefault(path, name)
+            other = files.setdefault(fold(path), name)
             if other != name:
                 _refuse(other, name, path)
     # Pictures that will get the extension of their format, whichever that is.
-    bare = {tidy: name for tidy, name in names.items() if has_pictures and not has_image_extension(tidy) and tidy not in stems}
-    for tidy, name in bare.items() if is_disk else ():
-        _check_length(tidy + _LONGEST_EXTENSION, name)
+    bare: dict[str, str] = {}
+    for tidy, name in names.items() if has_pictures else ():
+        if not has_image_extension(tidy) and tidy not in stems:
+            if is_disk:
+                _check_length(tidy + _LONGEST_EXTENSION, name)
+            other = bare.setdefault(fold(tidy), name)
+            if other != name:
+                _refuse(other, name, tidy)
     for tidy, name in names.items():
-        for folder in _list_folders(tidy):
+        for folder in map(fold, _list_folders(tidy)):
             picture = bare.get(drop_extension(folder)) if has_image_extension(folder) else None
             if folder in files or picture is not None:
                 _refuse(files.get(folder) or str(picture), name, folder)
@@ -146,6 +155,10 @@ def _check_length(path: str, name: str) -> None:
             f"{name} is too long a name: a file of it would have one of {num_bytes} bytes, and a disk takes "
             f"{_MAX_NAME_BYTES}; rename it and label it again, or export coco"
         )
+
+
+def _fold(path: str) -> str:
+    return unicodedata.normalize("NFC", path).casefold()
 
 
 def _list_folders(name: str) -> Iterator[str]:

@@ -14,17 +14,18 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
+from jobs.processes import add_own_path
 from labeler import storage
 from labeler.errors import ImageError, ModelError, OptionsError
 from labeler.images import decode_image, encode_png
 from labeler.limits import count_usable_cpus, measure_free_memory
 from labeler.options import MaskOptions
 from labeler.speed import count_flops
+from labeler.temporary import temporary_folder
 
 MAX_PHOTOS = 8
 STAGES = ("decode", "encode", "predict", "after")
@@ -119,7 +120,7 @@ def run_bench(
     end = time.perf_counter() + seconds
     num_cpus = num_cpus or count_usable_cpus()
     splits = plan_splits(num_cpus)
-    with TemporaryDirectory(prefix="sam-labeler-bench-") as name:
+    with temporary_folder("sam-labeler-bench-") as name:
         photos = _copy_photos(images, folder=Path(name)) if images else _draw_photos(Path(name))
         flops = {graph: count_flops(folder, graph=graph) for graph in _COUNTED}
         request = {"model": str(folder.resolve()), "options": options.model_dump(mode="json")}
@@ -224,9 +225,7 @@ class _Worker:
     """A process of ``jobs.bench_worker``."""
 
     def __init__(self, request: dict[str, Any], *, cache: Path) -> None:
-        checkout = str(Path(__file__).resolve().parent.parent)
-        paths = os.pathsep.join(filter(None, [checkout, os.environ.get("PYTHONPATH")]))
-        environment = os.environ | {"PYTHONPATH": paths, "SAM_LABELER_CACHE": str(cache)}
+        environment = os.environ | {"PYTHONPATH": add_own_path(os.environ.get("PYTHONPATH")), "SAM_LABELER_CACHE": str(cache)}
         # As Ray starts its workers.
         environment["OMP_NUM_THREADS"] = str(request["threads"])
         command = [sys.executable, "-c", "from jobs.bench_worker import main; main()"]

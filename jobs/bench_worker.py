@@ -106,7 +106,8 @@ def _measure_peak() -> int:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
         return measure_peak_memory()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    peaks = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")]
+    return peaks[0] if peaks else measure_peak_memory()
 
 
 def _answer(record: dict[str, Any]) -> None:

@@ -8,7 +8,6 @@ import logging
 import os
 import signal
 from collections.abc import Collection, Iterator
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -17,6 +16,7 @@ from ray.exceptions import RayError
 from ray.util.metrics import Counter
 
 from jobs.options import JobOptions
+from jobs.processes import add_own_path
 from jobs.shards import Tally
 from labeler.errors import ClusterError, OptionsError
 from labeler.limits import count_usable_cpus, measure_free_memory
@@ -78,8 +78,7 @@ def _keeping_sigterm() -> Iterator[None]:
 
 def start_local_cluster(options: JobOptions, *, worker_memory_bytes: int) -> None:
     """A cluster of this machine's usable CPUs; who asks for more workers than fit gets them all the same."""
-    checkout = str(Path(__file__).resolve().parent.parent)
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [checkout, os.environ.get("PYTHONPATH")]))  # Workers inherit it.
+    os.environ["PYTHONPATH"] = add_own_path(os.environ.get("PYTHONPATH"))  # Workers inherit it.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     num_workers = 1 if options.workers == "auto" else options.workers
     ray.init(

@@ -1,12 +1,13 @@
 """Prompts -> the images of a run that they are for, in the order of the plan; any number of them in bounded memory.
 
-A prompt names its image by file name, else by URI. Both sides may be millions in any order, so they meet in an SQLite
-database in the machine's temporary folder. Must not know what is asked, nor how the plan is written.
+A prompt names its image by file name, else by URI, else by the same name with its accents written in the other way. Both sides
+may be millions in any order, so they meet in an SQLite database in the machine's temporary folder. Must not know what is
+asked, nor how the plan is written.
 """
 
 import json
 import sqlite3
-import tempfile
+import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,19 +19,20 @@ from jobs.refs import ImageRef
 from labeler import storage
 from labeler.errors import OptionsError, PromptError, StorageError
 from labeler.prompts import Prompt
+from labeler.temporary import temporary_folder
 
 _TABLES = """
 PRAGMA journal_mode = OFF;
 PRAGMA synchronous = OFF;
 PRAGMA cache_size = -16384;
 CREATE TABLE sources (ref TEXT PRIMARY KEY, name TEXT, height INTEGER, width INTEGER, by_id TEXT, by_name TEXT, by_text TEXT,
-                      by_uri TEXT, image_id INTEGER, other_name TEXT);
+                      by_uri TEXT, by_form TEXT, image_id INTEGER, other_name TEXT);
 CREATE TABLE keys (key TEXT PRIMARY KEY, image_id INTEGER) WITHOUT ROWID;
 CREATE TABLE prompts (number INTEGER PRIMARY KEY, ref TEXT, own_id TEXT, category_id INTEGER, is_asked INTEGER, body TEXT);
 """
 
 _ADD_SOURCE = """
-INSERT INTO sources VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL, NULL)
+INSERT INTO sources VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, NULL)
 ON CONFLICT (ref) DO UPDATE SET other_name = excluded.name WHERE name <> excluded.name
 """
 
@@ -39,7 +41,8 @@ UPDATE sources SET image_id = COALESCE(
     (SELECT image_id FROM keys WHERE key = by_id),
     (SELECT image_id FROM keys WHERE key = by_name),
     (SELECT image_id FROM keys WHERE key = by_text),
-    (SELECT image_id FROM keys WHERE key = by_uri))
+    (SELECT image_id FROM keys WHERE key = by_uri),
+    (SELECT image_id FROM keys WHERE key = by_form))
 """
 
 _READ = """
@@ -100,6 +103,7 @@ class Matching:
             "INSERT OR IGNORE INTO keys SELECT by_name, NULL FROM sources;"
             "INSERT OR IGNORE INTO keys SELECT by_text, NULL FROM sources WHERE by_text IS NOT NULL;"
             "INSERT OR IGNORE INTO keys SELECT by_uri, NULL FROM sources WHERE by_uri IS NOT NULL;"
+            "INSERT OR IGNORE INTO keys SELECT by_form, NULL FROM sources WHERE by_form IS NOT NULL;"
         )
         # Where several images are called the same, the one of the same id is meant, or the first one.
         keys = ((image_id, key) for image_id, ref in enumerate(refs, start=1) for key in self._list_keys(ref))
@@ -114,6 +118,8 @@ class Matching:
             yield _add_id(name, ref.source_id)
         yield name
         yield ref.uri
+        if form := _find_form(name):
+            yield form
 
     def count(self) -> Counts:
         """How many of what."""
@@ -168,7 +174,7 @@ def open_matching() -> Iterator[Matching]:
     Raises:
         StorageError: the machine's temporary folder is full.
     """
-    with tempfile.TemporaryDirectory(prefix="prompts-") as folder:
+    with temporary_folder("prompts-") as folder:
         database = sqlite3.connect(Path(folder) / "prompts.sqlite")
         try:
             database.executescript(_TABLES)
@@ -187,12 +193,17 @@ def _make_source(image: FileImage, *, is_listed: bool) -> tuple[Any, ...]:
     uri = storage.path_to_uri(name) if is_absolute else None
     by_name = storage.encode_name(name)
     by_id = _add_id(by_name, image.ref) if is_listed else None
-    return image.ref, image.name, height, width, by_id, by_name, name, uri
+    return image.ref, image.name, height, width, by_id, by_name, name, uri, _find_form(by_name)
 
 
 def _add_id(file_name: str, image_id: str | None) -> str:
     """A key that no file name is: both."""
     return f"{image_id}\n{file_name}"
+
+
+def _find_form(file_name: str) -> str | None:
+    """A key that no file name is, the same of a name however its accents are written: Macs take them apart."""
+    return None if file_name.isascii() else f"NFC\n{unicodedata.normalize('NFC', file_name)}"
 
 
 def _prompt_to_body(prompt: Prompt) -> str:

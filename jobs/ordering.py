@@ -5,7 +5,6 @@ they are merged block by block. Images of equal names keep the order in which th
 """
 
 import shutil
-import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import attrgetter
@@ -17,6 +16,7 @@ import pyarrow.compute as pc
 
 from jobs.refs import REFS_SCHEMA, ImageRef
 from labeler.errors import StorageError
+from labeler.temporary import make_temporary_folder
 
 _IMAGES_PER_RUN = 400_000
 _IMAGES_PER_BLOCK = 16_384
@@ -69,7 +69,7 @@ def sort_refs(
             if not runs and table.num_rows < _IMAGES_PER_RUN:
                 runs.append(table)  # The only one: it stays in memory.
                 break
-            folder = folder or tempfile.mkdtemp(prefix="listing-")
+            folder = folder or make_temporary_folder("listing-")
             runs.append(_spill(table, Path(folder) / f"{len(runs)}.arrow"))
     except BaseException:
         shutil.rmtree(folder or "", ignore_errors=True)

@@ -4,6 +4,7 @@ What happens to a shard is told image by image, as events; each image is announc
 so that whoever watches can name the image that was in work when a worker died.
 """
 
+import contextlib
 import importlib
 import itertools
 import platform
@@ -198,7 +199,9 @@ def load_predictor(folder: Path, *, options: MaskOptions, threads: int, engine: 
     info = read_model_info(folder)
     module, _, name = engine.partition(":")
     make_engine: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    cache_folder = find_cache_folder() / "compiled"
+    cache_folder = None
+    with contextlib.suppress(ModelError):  # Without a home every worker compiles anew.
+        cache_folder = find_cache_folder() / "compiled"
     predictor = Predictor(
         make_engine(folder, info, threads=threads, precision=options.precision, cache_folder=cache_folder), info
     )

@@ -102,9 +102,10 @@ def download(checkpoint: Checkpoint, *, folder: Path) -> Path:
     part = target.with_name(target.name + ".part")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with open_alone(part) as file:
+        with open_alone(target.with_name(target.name + ".lock")):  # Not the file itself: over SMB nobody reads what is locked.
             if not target.exists():
-                _download_all(checkpoint, file)
+                with part.open("ab") as file:
+                    _download_all(checkpoint, file)
                 _publish(part, target, checkpoint)
     except _UnavailableError as error:
         raise ModelError(

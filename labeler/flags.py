@@ -4,7 +4,9 @@ Must not know any command. Flags come from ``labeler.options``, where names, ran
 """
 
 import atexit
+import codecs
 import contextlib
+import io
 import logging
 import os
 import signal
@@ -88,6 +90,11 @@ def run_command(app: App, arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     for name in _TELLING:
         logging.getLogger(name).setLevel(logging.INFO)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # A name that is no text must not end what went well.
+            stream.reconfigure(errors="backslashreplace")
+    if codecs.lookup(sys.getfilesystemencoding()).name != "utf-8":
+        return _fail("names of files are read and written as UTF-8 here: set PYTHONUTF8=1 in the environment", code=EXIT_USAGE)
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     with catch_signals(signal.SIGTERM) as signals:  # It ends a command as Ctrl-C does: nothing half made is left.
         try:

@@ -28,10 +28,17 @@ _CHUNK_BYTES = 64 << 20
 
 
 def find_cache_folder() -> Path:
-    """Where this machine keeps what it downloaded or converted: SAM_LABELER_CACHE, else the user's cache folder."""
+    """Where this machine keeps what it downloaded or converted: SAM_LABELER_CACHE, else the user's cache folder.
+
+    Raises:
+        ModelError: this user has no home.
+    """
     if given := os.environ.get("SAM_LABELER_CACHE"):
         return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sam-labeler"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sam-labeler"
+    except RuntimeError as error:  # As where a container's user is but a number.
+        raise ModelError("there is no home folder to keep a model in; set SAM_LABELER_CACHE to a folder") from error
 
 
 def find_model(name: str, *, cache: Path | None = None) -> Path:
@@ -48,12 +55,11 @@ def find_model(name: str, *, cache: Path | None = None) -> Path:
         StorageError: the store of a URI does not answer.
     """
     refuse_empty([("--model", name)])
-    cache = cache or find_cache_folder()
     if name in CHECKPOINTS:
-        return _find_published(name, cache=cache)
+        return _find_published(name, cache=cache or find_cache_folder())
     folder = TINY_FOLDER if name == TINY else storage.uri_to_path(name)
     if folder is None:
-        return _fetch_folder(name, cache=cache)
+        return _fetch_folder(name, cache=cache or find_cache_folder())
     try:
         is_there = folder.is_dir()
     except OSError as error:  # It lies in a folder that is forbidden, or no name is that long.

@@ -38,8 +38,9 @@ _LONGEST_CHAIN = 8
 
 # What the operating system says of files.
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-_IN_THE_WAY = frozenset({errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP})
-_NO_SUCH_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO})
+_NO_NAME = frozenset({errno.ENAMETOOLONG, errno.EILSEQ, errno.ELOOP})  # EILSEQ: disks that take names in UTF-8 alone.
+_IN_THE_WAY = _NO_NAME | {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.EINVAL}  # EINVAL: exFAT of "a:b".
+_NO_SUCH_FILE = _NO_NAME | {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENXIO}
 _LASTING = _DISK_FULL | {errno.EROFS}
 
 

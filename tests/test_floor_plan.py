@@ -22,6 +22,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "labeler.signals",
         "labeler.limits",
         "labeler.locks",
+        "labeler.temporary",
         "labeler.compiled",
         "labeler.tracing",
         "labeler.masks",
@@ -78,6 +79,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     (
         "jobs.options",
         "jobs.refs",
+        "jobs.processes",
         "jobs.ordering",
         "jobs.lists",
         "jobs.patterns",

@@ -12,7 +12,6 @@ import json
 import os
 import re
 import socket
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -33,6 +32,7 @@ from labeler.pages.shelf import Shelf
 from labeler.pages.widgets import read_asset
 from labeler.predictor import Predictor
 from labeler.runs import read_run
+from labeler.temporary import temporary_folder
 
 MAX_EVENT_BYTES = 1 << 20
 
@@ -263,7 +263,7 @@ def _run_server(app: FastAPI, *, host: str, listener: socket.socket, say: Callab
 @contextlib.contextmanager
 def _quiet_gradio() -> Iterator[None]:
     """gradio calls nobody, and has a folder of its own, which goes with the server."""
-    with tempfile.TemporaryDirectory(prefix="labeler-page-") as folder:
+    with temporary_folder("labeler-page-") as folder:
         os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=folder)
         yield
 

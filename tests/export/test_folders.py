@@ -15,7 +15,7 @@ import pytest
 import yaml
 from PIL import Image as PillowImage
 
-from export import cli
+from export import cli, folders
 from export import names as names_of_files
 from export.folders import Folder, FolderOptions, open_folder
 from export.labelme import LabelmeOptions, export_labelme
@@ -285,6 +285,44 @@ def test_a_picture_without_extension_stays_apart_from_one_with(make_run: Any, tm
     for export, options in ((export_yolo, YoloOptions), (export_labelme, LabelmeOptions)):
         with pytest.raises(OptionsError, match=r"a and a\.png would share"):
             export(run, str(tmp_path / "no"), options=options())
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("Cat/1.JPG", "cat/1.jpg"),
+        ("caf\u00e9.jpg", "cafe\u0301.jpg"),
+        ("a.jpg", "A.png"),
+        ("a.json/b.jpg", "A.jpg"),
+        ("x", "X"),
+    ],
+)
+def test_disks_that_do_not_tell_names_apart(make_run: Any, monkeypatch: pytest.MonkeyPatch, names: tuple[str, str]) -> None:
+    """Where a and A are one file, as on most Macs, one would lie over the other."""
+    run = read_run(str(make_run([])))
+    rows = [{"uri": "", "file_name": name, "status": "ok"} for name in names]
+    monkeypatch.setattr(names_of_files, "iterate_rows", lambda *_, **__: rows)
+    how: Any = {"kind": "sa1b", "options": SelectionOptions(), "label_suffix": ".json", "has_pictures": True, "by_stem": False}
+    assert not names_of_files.keep_labels_apart(run, **how, is_disk=True, tells_apart=True)
+    with pytest.raises(OptionsError, match="do not fit into one folder"):
+        names_of_files.keep_labels_apart(run, **how, is_disk=True, tells_apart=False)
+
+
+def test_whether_a_disk_tells_names_apart_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the first folder above that is there."""
+    assert folders._tells_names_apart(tmp_path / "new" / "newer")
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(Path, "exists", lambda _: True)
+    assert not folders._tells_names_apart(tmp_path)
+
+
+def test_what_a_desktop_leaves_in_a_folder_is_nothing(run: Run, tmp_path: Path) -> None:
+    """The first look at a new folder puts it there."""
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / ".DS_Store").write_bytes(b"x")
+    export_sa1b(run, str(target), options=FolderOptions())
+    assert (target / ".export.json").exists()
 
 
 def test_names_of_millions_fit_into_memory(make_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:

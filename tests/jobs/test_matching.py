@@ -79,6 +79,19 @@ def test_a_dot_before_a_name_says_nothing(three: Path, tmp_path: Path) -> None:
     assert list(match(three / "list.txt", prompts)[0].values()) == [[1], [2]]
 
 
+def test_accents_may_be_written_in_either_way(tmp_path: Path) -> None:
+    """Macs take letters and accents apart, tools that label put them together; where both are there, each is meant."""
+    together, apart = "Caf\u00e9.png", "Cafe\u0301.png"
+    for seed, names in enumerate(((apart,), (together,), (together, apart))):
+        folder = tmp_path / str(seed)
+        for name in names:
+            write_picture(folder / name, seed=seed)
+        lines = write_prompts(folder / "p.jsonl", [{"image": name, "box_xyxy": BOX} for name in (together, apart)])
+        found, _, _ = match(folder, lines)
+        expected = {(apart,): [[1, 2]], (together,): [[1, 2]], (together, apart): [[2], [1]]}[names]
+        assert list(found.values()) == expected
+
+
 def test_what_is_lost_is_said_before_anything_is_labeled(three: Path, tmp_path: Path) -> None:
     """Ids of images, categories, names."""
     coco = write_coco(tmp_path / "two.json", {1: "a.png", 2: "b.png"})

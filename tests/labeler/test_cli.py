@@ -17,7 +17,9 @@ from pycocotools import mask as coco_mask
 from stores import S3_KEYS
 
 from labeler.cli import main
+from labeler.errors import ModelError
 from labeler.flags import run_command
+from labeler.models import find_model
 from labeler.stores import use_store_options
 
 
@@ -180,3 +182,39 @@ def test_help_teaches_and_is_quick() -> None:
         assert ("--stability-score-offset" in answer.stdout) == (command == "masks")
         loaded = {line.split("|")[-1].strip() for line in answer.stderr.splitlines()}
         assert not loaded & {"openvino", "numba", "torch", "pyarrow"}
+
+
+def test_a_name_that_is_no_text_is_printed_all_the_same(photo: Path, tmp_path: Path) -> None:
+    """What went well must not end in a traceback because of its name."""
+    output = os.fsdecode(os.fsencode(tmp_path / "caf") + b"\xe9.json")
+    command = [sys.executable, "-m", "labeler", "masks", photo, "--model", "tiny", "--points-per-side", "2", "--output", output]
+    done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"})
+    assert done.returncode == 0, done.stderr
+    assert b"caf\\udce9.json" in done.stdout
+    assert Path(output).exists()
+
+
+def test_names_are_utf_8_or_nothing_is_done(photo: Path, tmp_path: Path) -> None:
+    """In another encoding they would be written wrongly into exports, without a word."""
+    code = (
+        "import sys; sys.getfilesystemencoding = lambda: 'iso8859-1'\n"
+        "from labeler.cli import app; from labeler.flags import run_command; sys.exit(run_command(app))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "masks", photo], capture_output=True, text=True)
+    assert (done.returncode, "PYTHONUTF8=1" in done.stderr) == (2, True), done.stderr
+
+
+def test_a_user_without_a_home_needs_one_only_for_downloads(
+    photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a container's user is but a number."""
+
+    def fail() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", fail)
+    for name in ("SAM_LABELER_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    assert find_model("tiny").is_dir()
+    with pytest.raises(ModelError, match="set SAM_LABELER_CACHE"):
+        find_model("vit_b")

@@ -5,6 +5,7 @@ import errno
 import os
 import subprocess
 import sys
+import tempfile
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ from nobody import as_nobody, make_public_folder
 
 from labeler import storage
 from labeler.errors import OptionsError, StorageError, StorageRefusedError
+from labeler.store_errors import translate_local_errors
+from labeler.temporary import make_temporary_folder, temporary_folder
 
 NAMES = [
     "plain.jpg",
@@ -330,6 +333,26 @@ def test_a_place_that_can_t_be_written_is_a_storage_error(tmp_path: Path, blocke
     with pytest.raises(StorageError):
         storage.write_bytes(str(tmp_path / blocked), b"data")
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["file", "folder"]
+
+
+def test_names_that_a_disk_does_not_take(tmp_path: Path) -> None:
+    """EILSEQ is what Macs say of bytes that are no text, EINVAL what exFAT says of a colon: neither passes by waiting."""
+    with pytest.raises(FileNotFoundError), translate_local_errors(tmp_path):
+        raise OSError(errno.EILSEQ, "Illegal byte sequence")
+    for code in (errno.EILSEQ, errno.EINVAL):
+        with pytest.raises(StorageRefusedError, match="can't be written"), translate_local_errors(tmp_path, writing=True):
+            raise OSError(code, os.strerror(code))
+
+
+def test_no_temporary_folder_is_a_storage_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As in a container whose files are read-only; it says what helps."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nothing"))
+    with pytest.raises(StorageError, match="no temporary folder can be made: No such file or directory; TMPDIR"):
+        make_temporary_folder("x-")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with temporary_folder("x-") as folder:
+        assert Path(folder).parent == tmp_path
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_is_a_storage_error_and_keeps_the_old_file(tmp_path: Path) -> None:

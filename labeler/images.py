@@ -8,6 +8,7 @@ and maximum (of all three channels together). JPEG 2000, AVIF and PPM declare th
 CMYK and premultiplied TIFF keep their high bytes, as Pillow reads them, and a warning says so.
 """
 
+import contextlib
 import re
 import sys
 import warnings
@@ -176,8 +177,9 @@ def _find_format(data: bytes) -> str | None:
     PillowImage.init()
     for name in _FORMATS:
         accept = PillowImage.OPEN[name][1] if name in PillowImage.OPEN else None
-        if accept is not None and accept(data[:16]) is True:
-            return name
+        with contextlib.suppress(IndexError):  # Before Pillow 12 some look at a second byte, whether it is there or not.
+            if accept is not None and accept(data[:16]) is True:
+                return name
     return None
 
 

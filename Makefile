@@ -57,7 +57,18 @@ format: $(VENV)/ready ## let ruff write
 parity: $(VENV)/ready ## the whole matrix against segment-anything in PyTorch (long)
 	$(VENV)/bin/python -m pytest -m parity -s
 
-.PHONY: soak scale
+# Not what is newest: the versions from which on pyproject.toml says that all works.
+LOWEST := .venv-lowest
+$(LOWEST)/ready: pyproject.toml tests/lowest.txt
+	$(NEW_VENV) $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --upgrade pip
+	$(LOWEST)/bin/python -m pip install --quiet --constraint tests/lowest.txt --editable '.[s3]' 'moto[server]' boto3 pandas pytest pytest-timeout pytest-xdist scikit-image
+	touch $@
+
+.PHONY: soak scale lowest
+lowest: $(LOWEST)/ready ## jobs and exports on the oldest versions that pyproject.toml allows (long, downloads)
+	$(LOWEST)/bin/python -m pytest -m 'not parity and not soak' -n 2 --dist loadfile tests/jobs tests/export
+
 soak: $(VENV)/ready ## forty kills at random moments, and a cluster without packages (long, downloads)
 	$(VENV)/bin/python -m pytest -m soak -s
 
@@ -114,4 +125,4 @@ interop-page: $(VENV)/ready
 interop: interop-here interop-page $(CONSUMERS:%=interop-%) ## every export read by its consumer's own loader (long, downloads)
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) $(DEMO_VENV) $(AZURITE) $(INTEROP) demo bench
+	rm -rf $(VENV) $(DEMO_VENV) $(LOWEST) $(AZURITE) $(INTEROP) demo bench

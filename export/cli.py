@@ -37,6 +37,11 @@ app = App(
 )
 
 
+_Run = Annotated[str, Parameter(help="The folder that `jobs label` wrote into.")]
+_FOLDER_HELP = "The folder to write: new, empty, or one with the same export of the same run, which is renewed."
+_Folder = Annotated[str, Parameter(help=_FOLDER_HELP)]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opening:
     """How a run is opened."""
@@ -59,7 +64,7 @@ class OpeningPart(Opening):
 
 @app.command
 def coco(
-    output: str,
+    output: _Run,
     target: str,
     /,
     *,
@@ -74,12 +79,11 @@ def coco(
     out. Exporting the same run again gives the same bytes.
 
     ```
-    python -m export coco runs/photos photos.json --min-predicted-iou 0.9 --min-area 100
-    python -m export coco runs/photos photos.json --segmentation polygon --val-fraction 0.1
+    python -m export coco labels photos.json --min-predicted-iou 0.9 --min-area 100
+    python -m export coco labels photos.json --segmentation polygon --val-fraction 0.1
     ```
 
     Args:
-        output: The folder that `jobs label` wrote into.
         target: The file to write.
     """
     names: list[str] = []
@@ -97,8 +101,8 @@ def coco(
 
 @app.command
 def yolo(
-    output: str,
-    target: str,
+    output: _Run,
+    target: _Folder,
     /,
     *,
     options: Annotated[YoloOptions | None, Parameter(name="*", negative=())] = None,
@@ -109,20 +113,16 @@ def yolo(
     It has one class, "object", or those of the run's prompts: their categories in the order of their ids, counted from 0.
 
     ```
-    python -m export yolo runs/photos yolo/ --val-fraction 0.1 --max-area-ratio 0.95
+    python -m export yolo labels yolo/ --val-fraction 0.1 --max-area-ratio 0.95
     ```
-
-    Args:
-        output: The folder that `jobs label` wrote into.
-        target: The folder to write: new, empty, or one with the same export of the same run, which is renewed.
     """
     return _export(export_yolo, output, target, options=options or YoloOptions(), opening=opening)
 
 
 @app.command
 def sa1b(
-    output: str,
-    target: str,
+    output: _Run,
+    target: _Folder,
     /,
     *,
     options: Annotated[FolderOptions | None, Parameter(name="*", negative=())] = None,
@@ -131,20 +131,16 @@ def sa1b(
     """Write SA-1B's layout: one JSON beside each picture, with exactly that dataset's fields, which know no categories.
 
     ```
-    python -m export sa1b runs/photos sa1b/ --images copy
+    python -m export sa1b labels sa1b/ --images copy
     ```
-
-    Args:
-        output: The folder that `jobs label` wrote into.
-        target: The folder to write: new, empty, or one with the same export of the same run, which is renewed.
     """
     return _export(export_sa1b, output, target, options=options or FolderOptions(), opening=opening)
 
 
 @app.command
 def labelme(
-    output: str,
-    target: str,
+    output: _Run,
+    target: _Folder,
     /,
     *,
     options: Annotated[LabelmeOptions | None, Parameter(name="*", negative=())] = None,
@@ -155,20 +151,16 @@ def labelme(
     A label is the category's name, of a run without prompts "object".
 
     ```
-    python -m export labelme runs/photos to_correct/ --max-masks-per-image 50
+    python -m export labelme labels to_correct/ --max-masks-per-image 50
     ```
-
-    Args:
-        output: The folder that `jobs label` wrote into.
-        target: The folder to write: new, empty, or one with the same export of the same run, which is renewed.
     """
     return _export(export_labelme, output, target, options=options or LabelmeOptions(), opening=opening)
 
 
 @app.command
 def masks(
-    output: str,
-    target: str,
+    output: _Run,
+    target: _Folder,
     /,
     *,
     options: Annotated[SelectionOptions | None, Parameter(name="*", negative=())] = None,
@@ -177,19 +169,15 @@ def masks(
     """Write one 16-bit PNG of instance ids an image: 0 is background, else mask_id + 1; small masks lie on large ones.
 
     ```
-    python -m export masks runs/photos ids/ --max-mask-iou 0.8
+    python -m export masks labels ids/ --max-mask-iou 0.8
     ```
-
-    Args:
-        output: The folder that `jobs label` wrote into.
-        target: The folder to write: new, empty, or one with the same export of the same run, which is renewed.
     """
     return _export(export_masks, output, target, options=options or SelectionOptions(), opening=opening)
 
 
 @app.command
 def fiftyone(
-    output: str,
+    output: _Run,
     name: str,
     /,
     *,
@@ -200,11 +188,10 @@ def fiftyone(
 
     ```
     pip install fiftyone
-    python -m export fiftyone runs/photos photos
+    python -m export fiftyone labels photos
     ```
 
     Args:
-        output: The folder that `jobs label` wrote into.
         name: What the dataset is called in FiftyOne's database.
     """
 
@@ -216,7 +203,7 @@ def fiftyone(
 
 @app.command
 def preview(
-    output: str,
+    output: _Run,
     target: str,
     /,
     *,
@@ -230,12 +217,11 @@ def preview(
     finished, the committed part is shown.
 
     ```
-    python -m export preview runs/photos look/ --limit 100 --columns 10
-    python -m export preview runs/photos look/ --html
+    python -m export preview labels look/ --limit 100 --columns 10
+    python -m export preview labels look/ --html
     ```
 
     Args:
-        output: The folder that `jobs label` wrote into.
         target: The folder to write the pictures into.
         html: Write `index.html` instead: one page that needs no network, with the run's report, sliders that hide masks
             by their scores, and every mask's figures under the pointer.

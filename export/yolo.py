@@ -30,7 +30,7 @@ from labeler.runs import Run
 _READ_SUFFIXES = frozenset({".bmp", ".dng", ".heic", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"})
 """Of pictures that Ultralytics 8.3 and 8.4 list; all others they pass by without a word."""
 _NOT_IN_YAML = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
-"""What its readers refuse or take for the end of a line. JSON escapes what is before; no code above 16 bits is among them."""
+"""Characters that readers of YAML refuse or take for the end of a line; JSON itself escapes those below a space."""
 _JPEG_BEGIN, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 
 

@@ -137,7 +137,7 @@ class Ghost:
         attempt: what it has the right to write.
         patience_s: how long a write may go on once that right is taken from it.
         is_here: its end can be seen from here.
-        lapses_s: where it can't: when another may have its shard; None before it was written off.
+        lapses_s: where its end can't be seen: from when on another may have its shard; None before it was written off.
     """
 
     process: ProcessName

@@ -72,7 +72,7 @@ _RAYS_OWN_FOLDER = "/runtime_resources/working_dir_files/"
 _WHERE = Group("Input and output", sort_key=1)
 _WHICH = Group("Which images (frozen at the first start)", sort_key=2)
 _CHANGE_MASKS = Group("Options that change masks (frozen at the first start)", sort_key=3)
-_CHANGE_NO_MASKS = Group("Options that don't", sort_key=4)
+_CHANGE_NO_MASKS = Group("Options that do not change masks", sort_key=4)
 
 
 @app.command
@@ -108,9 +108,11 @@ def label(
             images by file name, else by URI.
         config: A TOML file that sets any option of this page; what is typed wins.
         dry_run: Count the images, time a few, say how long the job would take, and write nothing.
-        extend: Also label what is new in the input since the run was started. All that was frozen stays as it is.
-        retry_failed: Label failed images again, all, or those of these kinds of error: `timeout,worker_died`.
-        preset: A named set of the options below: sa1b is how the dataset SA-1B was made. Single options win over it.
+        extend: Also label images that came into the input since the run was started. Not with --limit, --sample or --prompts.
+        retry_failed: Label failed images again: all, or those of these kinds, such as `timeout,worker_died`. All: missing,
+            forbidden, changed, unsupported, truncated, corrupt, too_large, too_small, timeout, worker_died, internal.
+        preset: sa1b, as that dataset was made: 32 points per side, two crop layers (with 16 and 8 points per side), regions
+            below 100 pixels removed, no mask above 0.95 of the image. Single options win over it.
     """
     selection, job = selection or Selection(), job or JobOptions()
     given = given_options(mask_flags)

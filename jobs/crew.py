@@ -107,9 +107,10 @@ class Crew:
         self._count_at_s = time.monotonic() + _SECONDS_BETWEEN_COUNTS
 
     def _let_go_of_stale(self) -> bool:
-        """End workers that wait for a machine on terms that hold no more, whether there are any; ``hire`` asks for others.
+        """End workers that wait for a machine and were asked for before a node was left out, or with too little memory.
 
-        Else one after the other would go to a node that was left out since, or more of them to one than it has memory for.
+        Whether there were any; ``hire`` asks for others. Else one after the other would go to that node, or more of them to one
+        than it has memory for.
         """
 
         def is_stale(worker: Worker) -> bool:

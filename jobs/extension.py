@@ -38,7 +38,7 @@ class _NewRefs:
     record: RunRecord
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
-        # Where they are "found" puts a name's known images, which count from below zero, before its listed ones.
+        # Known images have negative numbers as ``found``: so of equal names they come before those that are listed.
         edges = [0, *(extension.first_part for extension in self.record.extensions), len(self.record.plan)]
         known = [_read_known(self.output, self.record, range(*pair)) for pair in itertools.pairwise(edges)]
         group = _Group()

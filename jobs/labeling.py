@@ -8,19 +8,19 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from jobs.asking import find_masks
 from jobs.outages import OutageWatch
 from jobs.plan import PlannedImage
 from jobs.reading import read_image
 from jobs.refs import ImageRef
+from jobs.shards import LabeledImage
 from labeler import storage
 from labeler.errors import ImageError, LabelerError, StorageError
 from labeler.images import decode_image
 from labeler.options import MaskOptions, PromptOptions
 from labeler.predictor import Predictor
-from labeler.prompt_rows import PromptRow
 from labeler.prompts import Prompt
 from labeler.tables import ImageRow
 
@@ -31,17 +31,6 @@ class ImageBytes:
 
     data: bytes
     seconds: float
-
-
-class LabeledImage(NamedTuple):
-    """One image's row, its masks as record batches (none where it failed), a traceback where the fault is ours, and its
-    prompts' rows (none where it failed).
-    """
-
-    row: ImageRow
-    batches: Sequence[Any] = ()
-    log: str | None = None
-    prompts: Sequence[PromptRow] = ()
 
 
 class ImageLabeler:

@@ -63,7 +63,7 @@ class Lease:
 
     Attributes:
         driver: a random name of the process that holds it.
-        process: the same for people, and for this machine.
+        process: its host and pid: to tell people, and to see on its own machine whether it lives.
         beat: counted up while the driver lives.
         written_off: attempts (see ``jobs.ledger``) whose workers are not known to be dead and may write no more.
         floor: attempts below it may write no more either; none of them is in work.

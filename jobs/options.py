@@ -38,7 +38,7 @@ class Selection(BaseModel):
     """Leave out images whose file name matches this pattern. May be repeated; wins over --include."""
 
     limit: _Count | None = None
-    """Label only the first this many images, in order of file name."""
+    """Label only the first N images, in order of file name."""
 
     sample: _Count | None = None
     """Label this many images drawn at random, the same ones wherever --seed and the file names are the same."""
@@ -62,13 +62,13 @@ class JobOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     workers: _NumWorkers | Literal["auto"] = "auto"
-    """Processes that label side by side, each with its own model in memory. 'auto' fills all CPUs there are."""
+    """Worker processes; each holds a model of its own. 'auto' fills all CPUs there are."""
 
     min_workers: _NumWorkers | None = None
-    """With --workers auto: ask for so many even where there is no room yet, so that a cluster that can grow does."""
+    """With --workers auto: ask for at least this many, even where they do not fit yet, so that a cluster that can grow does."""
 
     max_workers: _NumWorkers | None = None
-    """With --workers auto: ask for so many and never more, instead of as many as there is room for now."""
+    """With --workers auto: ask for this many at once, never for more, whether they fit or not."""
 
     cpus_per_worker: Annotated[int, Field(ge=1, le=4096)] = 1
     """CPU threads one worker computes with. Fewer and wider workers need less memory; narrow ones are faster in sum."""
@@ -84,7 +84,7 @@ class JobOptions(BaseModel):
     take their time."""
 
     max_error_rate: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """The part of the images that may fail before a finished job exits with 3 instead of 0."""
+    """The fraction of the images that may fail before a finished job exits with 3 instead of 0."""
 
     storage_options: Annotated[tuple[str, ...], Field(repr=False, exclude=True)] = ()
     """KEY=VALUE for fsspec, such as anon=true or output.endpoint_url=http://minio:9000, everywhere or for input, output,

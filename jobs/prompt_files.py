@@ -113,9 +113,9 @@ class PromptFile:
             yield {name: value for name, value in row.items() if not (isinstance(value, float) and math.isnan(value))}
 
     def _read_table_categories(self) -> None:
-        """By a reading of their own: a name that no row numbers gets a number that no row uses, however late they come.
+        """Read the whole table beforehand, so that names without a category_id get numbers that no row uses.
 
-        By the alphabet: so files with the same names have the same numbers, in whatever order their rows are.
+        They get them by the alphabet: files with the same names have the same numbers, in whatever order their rows are.
         """
         ids: dict[str, int | None] = {}
         for row in self._read_rows(["category_id", "category"]):

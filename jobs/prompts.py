@@ -88,7 +88,7 @@ def check_prompt_flags(
 
 
 def describe_prompts(prompts: str | None, *, options: PromptOptions | None, frozen: PromptsSpec | None) -> PromptsSpec | None:
-    """What is asked for, by the path or URI of a file. One that is gone is the one that was frozen, if its URI is.
+    """What is asked for, by the path or URI of a file. If it is gone, the frozen record of the same URI stands for it.
 
     Raises:
         OptionsError: there is no such file.

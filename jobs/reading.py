@@ -25,7 +25,7 @@ def read_image(ref: ImageRef, *, image_column: str | None = None) -> bytes:
     """
     if ref.is_holder:
         raise _explain_holder(ref)
-    member, row = split_member_uri(ref.uri), _split_row(ref)
+    member, row = split_member_uri(ref.uri), split_row_uri(ref.uri)
     if member is not None:
         return _read_member(ref, *member)
     if row is not None:
@@ -42,7 +42,7 @@ def read_image(ref: ImageRef, *, image_column: str | None = None) -> bytes:
 
 def find_holder(ref: ImageRef) -> str:
     """The file that an image's bytes are in: an archive or a table, or the image itself."""
-    member, row = split_member_uri(ref.uri), _split_row(ref)
+    member, row = split_member_uri(ref.uri), split_row_uri(ref.uri)
     return member[0] if member is not None else row[0] if row is not None else ref.uri
 
 
@@ -63,15 +63,6 @@ def look_again(ref: ImageRef) -> ImageRef:
     except (FileNotFoundError, PermissionError):
         return ref
     return replace(ref, size_bytes=file.size_bytes, etag=file.etag)
-
-
-def _split_row(ref: ImageRef) -> tuple[str, int] | None:
-    """The table and the row, or None where it is none of a table.
-
-    A file may be called so too; where the plan has the row's number there is no doubt.
-    """
-    row = split_row_uri(ref.uri)
-    return row if row is not None and (ref.offset is not None or row[0].lower().endswith(".parquet")) else None
 
 
 def _read_member(ref: ImageRef, archive: str, name: str) -> bytes:

@@ -55,7 +55,7 @@ class Watch:
 
     Attributes:
         tally: all committed images of the run, earlier ones too.
-        num_todo: images to label since this process started, those twice whose shard does not count any more.
+        num_todo: images to label since this process started; again those of a shard that was dropped and is done anew.
     """
 
     def __init__(

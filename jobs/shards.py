@@ -89,13 +89,15 @@ def _tally(rows: Sequence[Mapping[str, Any]], prompt_kinds: Sequence[str | None]
     )
 
 
-@dataclass(frozen=True, slots=True)
-class KeptImage:
-    """An image of a committed shard that is not labeled again: its row, its masks and its prompts' rows as they stand."""
+class LabeledImage(NamedTuple):
+    """One image's row, its masks as record batches and its prompts' rows (none where it failed), and a traceback where the
+    fault is ours.
+    """
 
     row: ImageRow
-    batches: Sequence[Any]
+    batches: Sequence[Any] = ()
     prompts: Sequence[PromptRow] = ()
+    log: str | None = None
 
 
 class ShardParts(NamedTuple):
@@ -133,7 +135,7 @@ def _read_part(output: str, table: tables.TableName, shard: int) -> tuple[Any, s
     return tables.decode_part(data, name=tables.part_name(table, shard)), hashlib.sha256(data).hexdigest()
 
 
-def read_kept(output: str, shard: int, *, kinds: Collection[str]) -> dict[int, KeptImage]:
+def read_kept(output: str, shard: int, *, kinds: Collection[str]) -> dict[int, LabeledImage]:
     """What stays of a shard, by image_id, when its errors of these kinds are labeled again.
 
     Nothing where the shard's parts do not fit each other: all of it has to be made again.
@@ -152,7 +154,7 @@ def read_kept(output: str, shard: int, *, kinds: Collection[str]) -> dict[int, K
         if row["error_kind"] not in kinds:
             image = tables.values_to_image(row)
             batches = masks.slice(begin, end - begin).to_batches()
-            kept[image.image_id] = KeptImage(image, batches, prompts[image.image_id])
+            kept[image.image_id] = LabeledImage(image, batches, prompts[image.image_id])
         begin = end
     return kept
 

@@ -107,9 +107,9 @@ def read_tally(output: str, shards: Collection[int], *, progress: Mapping[str, A
 
 
 def read_standing(output: str, shards: Collection[int], *, progress: Mapping[str, Any] | None) -> tuple[list[int], Tally]:
-    """The same for who only looks on: those of the shards that still stand, in order, and their tally.
+    """As ``read_tally``, for `status`, which changes nothing: the shards that are still committed, in order, and their tally.
 
-    A part that has vanished since it was listed is made again just now, and not committed. ``progress`` was read before
+    Shards whose part vanished since they were listed are left out: they are made again just now. ``progress`` was read before
     the shards were listed: were it newer, it would count some that are not among them, and be of no use.
     """
     committed = set(shards)

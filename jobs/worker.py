@@ -19,12 +19,12 @@ from typing import Any
 
 from jobs.asking import complete_rows, read_prompts
 from jobs.events import Event, ImageAwaited, ImageDone, ImageStarted, ShardCommitted, WorkerInfo
-from jobs.labeling import ImageBytes, ImageLabeler, LabeledImage
+from jobs.labeling import ImageBytes, ImageLabeler
 from jobs.lease import Permit, name_process
 from jobs.outages import OutageWatch
 from jobs.plan import PlannedImage, find_images_root, read_run, read_shard
 from jobs.reading import find_holder, look_again
-from jobs.shards import commit_shard, read_kept, tally_rows
+from jobs.shards import LabeledImage, commit_shard, read_kept, tally_rows
 from labeler import storage
 from labeler.errors import ImageError, LabelerError, ModelError, StorageError
 from labeler.generator import warm_up
@@ -123,7 +123,7 @@ class ShardLabeler:
         images = read_shard(self._output, self._record, shard)
         prompts = read_prompts(self._output, self._record, shard)
         kept = read_kept(self._output, shard, kinds=again) if again else {}
-        labeled = {number: LabeledImage(image.row, image.batches, None, image.prompts) for number, image in kept.items()}
+        labeled = dict(kept)
         wanted = [image for image in images if image.image_id not in kept]
         if again:
             wanted = [PlannedImage(image.image_id, look_again(image.ref)) for image in wanted]

@@ -13,7 +13,7 @@ import numpy as np
 from labeler.types import Bool, Float64, Int64, MaskSet
 
 COARSENESS = (4, 2, 1)
-"""How many grid points a side stand behind one asked point, round by round."""
+"""The stride in the grid, round by round: every fourth point a side, every second, all."""
 
 LARGEST_COVER = 0.25
 """A mask that covers more of the image than this spares no point: it is background, and things stand on it."""

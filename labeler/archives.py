@@ -132,7 +132,7 @@ def _read_header(block: bytes) -> tarfile.TarInfo | None:
 
 
 def _find_next_begin(file: io.BufferedReader, end: int) -> int | None:
-    """Where another archive begins behind the mark of this one's end; None where nothing or something else comes."""
+    """Where an archive begins that was appended behind this one's closing zeros; None where there is none."""
     file.seek(end)
     data = file.read(_LONGEST_MARK_BYTES)
     behind = len(data) - len(data.lstrip(b"\0"))

@@ -74,7 +74,7 @@ def convert(
         checkpoint: The .pth file with its weights.
         output: The folder to write.
         weights: Precision of the weights on disk. What is computed in is chosen when labeling, by its `--precision`.
-        precision: int8 makes the encoder one of 8-bit integers, another model whose masks differ; the rest stays as it is.
+        precision: int8 quantizes the encoder to 8-bit integers: another model, whose masks differ; the rest stays as it is.
         calibration: For int8: a folder of photos like those to be labeled. 16 of them are taken, evenly over their names.
         prompts_per_call: How many prompts the model answers at a time. Not given: what is fastest here, measured.
         keep_onnx: Leave the ONNX files in the folder, too.

@@ -42,7 +42,7 @@ _INNER_PORTS = {"image", "first_keys", "first_values", "first_queries", "mask_to
 """What goes from graph to graph, in the precision that is computed in: converting it would cost a pass over it."""
 
 _TAKEN = ("mask_tokens", "seen_image")
-"""What ``masks`` reads of ``prompts``' outputs, a prompt at a time."""
+"""Outputs of the graph ``prompts`` that the graph ``masks`` takes, one prompt's row at a time."""
 
 _STAGES = {"prompts", "masks"}
 """Graphs of many small products, which OpenVINO's fused attention (Snippets) makes slower, by a fifth where measured."""
@@ -82,7 +82,7 @@ class _Request:
 
 
 _Requests = SimpleQueue[_Request]
-"""The idle ones of a graph, in all as many as may run at once; each compiled on its own."""
+"""The idle requests of a graph. There are as many in all as may run at once, each with a compiled model of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +92,8 @@ class Prediction:
     Attributes:
         predicted_iou: (P, K) float32, the model's own estimate.
         rows: (M,) int64, the prompts whose masks were wanted, in order.
-        logits: (P, K, 4h, 4w) float32 at low resolution, for the model's whole padded input; of other prompts than ``rows``
-            undefined. No prompts, (0, K, 4h, 4w), where somebody else received them.
+        logits: (P, K, 4h, 4w) float32 at low resolution, for the model's whole padded input; prompts that are not in ``rows``
+            hold nothing of meaning. (0, K, 4h, 4w) where ``receive`` took them one by one.
     """
 
     predicted_iou: Float32

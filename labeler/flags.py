@@ -29,7 +29,7 @@ EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 
 _TELLING = tuple(f"labeler.{module}" for module in ("checkpoints", "convert", "graphs", "models", "quantize"))
-"""Whose work may take minutes, so that they say what they are at."""
+"""Loggers of work that may take minutes: they tell what they are doing."""
 
 EXIT_CODES_HELP = (
     "Exit codes: 0 done; 1 a file, the storage or the model is at fault; 2 usage or a bad option; 130, 143 interrupted."
@@ -37,7 +37,7 @@ EXIT_CODES_HELP = (
 
 
 def refuse_empty_arguments(_app: App, _commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """For cyclopts to ask once all is read, also from ``--config``, and before an empty text becomes the current folder."""
+    """A hook of cyclopts, run once flags and ``--config`` are put together: empty texts are refused."""
     tokens = ((argument.name, token) for argument in arguments for token in argument.tokens)
     refuse_empty((name, token.value) for name, token in tokens if token.implicit_value is UNSET)  # A flag has no text.
 

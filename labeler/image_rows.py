@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from labeler.errors import ImageError, OptionsError
 from labeler.ranges import StoredFile
 
-_ROW = re.compile(r"^(?P<part>.*)#row=(?P<row>\d+)$", re.DOTALL)
+_ROW = re.compile(r"^(?P<part>.*\.parquet)#row=(?P<row>\d+)$", re.DOTALL | re.IGNORECASE)
 _USUAL_NAME = "image"
 
 
@@ -36,7 +36,7 @@ def make_row_uri(part: str, row: int) -> str:
 
 
 def split_row_uri(uri: str) -> tuple[str, int] | None:
-    """The file's URI and the row, or None where the URI names none."""
+    """The Parquet file's URI and the row, or None where the URI names none: any other file may be called so."""
     match = _ROW.match(uri)
     return (match["part"], int(match["row"])) if match else None
 
@@ -50,7 +50,7 @@ def open_parquet(uri: str) -> Any:
     """
     try:
         file = pq.ParquetFile(pa.PythonFile(StoredFile(uri), mode="r"))
-        file.schema_arrow.names  # noqa: B018  # Else what is wrong with it is found by whoever looks first.
+        file.schema_arrow.names  # noqa: B018  # Reads the schema now, so that a bad one raises here.
     except (FileNotFoundError, PermissionError):
         raise  # The store's answer.
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:

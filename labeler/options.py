@@ -56,7 +56,7 @@ class MaskOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     points_per_side: int = Field(32, ge=1, le=1024)
-    """Points along one side of the grid on the whole image: 32 asks 1024 times. Ignored where point_grids are given."""
+    """Points along one side of the grid on the whole image: 32 means 32 x 32 = 1024 points. Ignored with point_grids."""
 
     points: Points = "all"
     """'adaptive' asks a coarse part of the grid first and skips points well inside the masks that it found. Some things that
@@ -88,17 +88,17 @@ class MaskOptions(BaseModel):
     """How much the crops of the first layer overlap, as a fraction of the image's shorter side; halved each layer."""
 
     crop_n_points_downscale_factor: int = Field(1, ge=1, le=1024)
-    """Layer i's grid has points_per_side divided by this to the power i points a side."""
+    """The grid of a crop of layer i has points_per_side / this^i points a side."""
 
     min_mask_region_area: int = Field(0, ge=0, le=1_000_000_000)
-    """Fill holes and drop islands smaller than this many pixels, then drop the duplicates that makes. 0 leaves all."""
+    """Fill holes and drop islands smaller than this many pixels, then drop masks that became duplicates. 0 leaves all."""
 
     max_mask_area_ratio: float = Field(1.0, gt=0.0, le=1.0)
     """Drop masks that cover more than this part of the image, before any duplicate is looked for. SA-1B used 0.95."""
 
     precision: Precision = "f32"
     """What the CPU computes in. bf16 and f16 are faster where the CPU has them and move masks: with an earlier
-    model tiny bf16 found 70 % of f32's masks again (IoU 0.9), f16 98 %, as many of people's regions. f32 by default."""
+    model tiny bf16 found 70 % of f32's masks again (IoU 0.9), f16 98 %, as many of people's regions."""
 
     exif: Exif = "apply"
     """Turn photos upright as their EXIF orientation says, or take the stored pixels. Masks are in the frame chosen here."""
@@ -176,7 +176,7 @@ def check_given_options(given: Mapping[str, Any], *, preset: Preset | None) -> N
 
 
 def refuse_empty(given: Iterable[tuple[str, str]]) -> None:
-    """Of what was typed, by the name it has on the command line, no text is empty: as a place that is the current folder.
+    """Refuse empty texts among what was typed, by option: as a path, one would be the current folder.
 
     Raises:
         OptionsError: one is, as where a shell's variable was not set.

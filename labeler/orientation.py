@@ -1,6 +1,6 @@
 """EXIF orientations: what turns a stored picture upright, and back: pixels, sizes, points. Must not know files.
 
-An orientation is also the name of the turn that makes a picture stored so upright; ``invert`` names the turn back.
+Each function does what makes a picture of this orientation upright; for the way back it is given ``invert(orientation)``.
 """
 
 from collections.abc import Callable

@@ -31,7 +31,7 @@ def read_picture(uri: str, *, image_column: str | None = None) -> bytes:
         ImageError: what should hold the image is damaged, or no Parquet file any more.
         FileNotFoundError, PermissionError, StorageError: as ``labeler.storage``.
     """
-    member, row = split_member_uri(uri), _split_row_uri(uri)
+    member, row = split_member_uri(uri), split_row_uri(uri)
     if member is not None:
         archive, name = member
         _, offset, length = find_member(archive, name)
@@ -43,7 +43,7 @@ def read_picture(uri: str, *, image_column: str | None = None) -> bytes:
 
 def find_picture_file(uri: str) -> Path | None:
     """The local file that is the image; None where it lies in a store or inside of another file."""
-    return None if _split_row_uri(uri) is not None else storage.uri_to_path(uri)
+    return None if split_row_uri(uri) is not None else storage.uri_to_path(uri)
 
 
 def name_extension(data: bytes) -> str:
@@ -51,8 +51,3 @@ def name_extension(data: bytes) -> str:
     named = [extension for signature, extension in _SIGNATURES if data.startswith(signature)]
     named += [extension for signature, extension in _SIGNATURES_AT_8 if data[8:12] == signature]
     return named[0] if named else ""
-
-
-def _split_row_uri(uri: str) -> tuple[str, int] | None:
-    row = split_row_uri(uri)
-    return row if row is not None and row[0].lower().endswith(".parquet") else None  # Any file may be called so.

@@ -81,7 +81,7 @@ def retried(function: Callable[P, T]) -> Callable[P, T]:
 
 @contextmanager
 def trying_once() -> Iterator[None]:
-    """Storage calls of this thread are tried once: somebody above tries again, or nobody wants to wait."""
+    """Storage calls of this thread are tried once: the caller tries the whole again, or does not want to wait."""
     before = getattr(_this_thread, "is_trying", False)
     _this_thread.is_trying = True
     try:

@@ -207,9 +207,9 @@ def list_files(root: str) -> Iterator[FileInfo]:
 
 
 def list_names(root: str) -> Iterator[str]:
-    """The ``FileInfo.path`` of every file that ``list_files`` finds. A disk is not asked for what its folder says itself.
+    """The ``FileInfo.path`` of every file that ``list_files`` finds.
 
-    On a network's disk, that is, for the size and time of every file.
+    Without looking at the files: on a network's disk each look is a request.
     """
     path = uri_to_path(root)
     if path is None:

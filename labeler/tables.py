@@ -312,7 +312,7 @@ def decode_part(data: bytes, *, name: str, columns: Sequence[str] | None = None)
     try:
         # Parts are small, and a worker's CPUs are for the model: no threads.
         table = pq.read_table(pa.BufferReader(data), columns=chosen, use_threads=False, pre_buffer=False)
-        table.validate(full=True)  # Else a text that is none would be found by whoever looks at it.
+        table.validate(full=True)  # Also that texts are UTF-8: else the first to_pylist() would find out.
         read_metadata(table)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise PartDamagedError(f"{name} is damaged: {str(error).splitlines()[0]}") from error

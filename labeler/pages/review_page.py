@@ -49,7 +49,7 @@ Seen = tuple[ReviewedMask, ...] | None
 NOT_SAVED = "this mask is not saved: save it, or do that again to drop it"
 
 SECONDS_TO_READ = 0.7
-"""What is done again sooner than that was done before the answer could be read: the second click of two quick ones."""
+"""A step that is repeated sooner is a double click, not an answer to the warning: nobody can have read it."""
 
 MAX_NAMES = 1000
 """Images in the list to choose from, around the one that is shown; the buttons reach all."""

@@ -128,6 +128,6 @@ def test_the_module_runs() -> None:
     answer = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "export", "coco", "--help"], capture_output=True, text=True, check=True
     )
-    assert "python -m export coco runs/photos photos.json" in answer.stdout
+    assert "python -m export coco labels photos.json" in answer.stdout
     loaded = {line.split("|")[-1].strip() for line in answer.stderr.splitlines()}
     assert not loaded & {"openvino", "ray", "torch", "numba"}

@@ -284,7 +284,7 @@ def test_help_teaches() -> None:
         check=True,
         cwd=ROOT,
     )
-    changing, _, others = answer.stdout.partition("Options that don't")
+    changing, _, others = answer.stdout.partition("Options that do not change masks")
     for model, text in ((MaskOptions, changing), (Selection, changing), (JobOptions, others)):
         for name in model.model_fields:
             assert f"--{name.replace('_', '-')}"[:24] in text, name

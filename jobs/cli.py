@@ -102,7 +102,7 @@ def label(
 
     Args:
         input: A folder, a pattern (`*`, `**`, `{00..19}`), a list, COCO file, .tar or .parquet of images (jobs/INPUT.md).
-        output: The folder to write: two Parquet tables, masks and images, and all that a resume needs.
+        output: The folder to write: Parquet tables (masks, images, with --prompts also prompts), and all that a resume needs.
         model: A folder made by `labeler convert`, its URI, vit_b, vit_l, vit_h, vit_t (MobileSAM), or `tiny` (embedded, weak).
         prompts: A file of boxes or points, COCO .json, .csv, .jsonl or .parquet: one mask for each, and no others. Names
             images by file name, else by URI.

@@ -37,7 +37,7 @@ app = App(
 
 _MODEL_HELP = "A folder made by `convert`, its URI, vit_b, vit_l, vit_h, vit_t (MobileSAM), or `tiny` (embedded, weak)."
 _Model = Annotated[str, Parameter(help=_MODEL_HELP)]
-_STORE_HELP = "KEY=VALUE for fsspec, such as anon=true or photo.profile=work; everywhere or for photo, model, output or a URL."
+_STORE_HELP = "KEY=VALUE for fsspec, such as anon=true; everywhere, or for one place (model.anon=true) or URL."
 _StoreOptions = Annotated[tuple[str, ...], Parameter(negative=(), show_default=False, n_tokens=1, help=_STORE_HELP)]
 _Threads = Annotated[int | None, Parameter(help="CPU threads to compute with. Default: all this process may use.")]
 _Points = Annotated[tuple[str, ...], Parameter(negative=(), metavar="X,Y", show_default=False, n_tokens=1)]

@@ -1,7 +1,7 @@
 """The tables on disk: schemas, part names, what is committed, ``MaskSet`` <-> Arrow. The Arrow seam.
 
 Must not know who makes or reads them: no Ray, no plan of work, no training format. A run's folder holds three tables
-(``plan``, ``masks``, ``images``), each cut into parts with names known beforehand; columns are in CONTRACT.md. A run with
+(``plan``, ``masks``, ``images``), each cut into parts with names known beforehand; README.md explains the columns. A run with
 prompts has two more: ``prompts_plan``, what was asked, as many parts as the plan and one row group a shard, and
 ``prompts``, what became of it, one part a shard.
 Boxes in files are ``[x, y, width, height]`` as pycocotools measures them, one pixel wider than SAM's inclusive corners.

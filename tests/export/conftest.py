@@ -1,4 +1,4 @@
-"""Small runs as CONTRACT.md describes them, written by hand: the exports must not need the job that makes real ones."""
+"""Small runs as README describes them, written by hand: the exports must not need the job that makes real ones."""
 
 import json
 from collections.abc import Callable, Sequence

@@ -5,7 +5,7 @@ from labeler.options import MaskOptions
 
 
 def test_the_set_of_options() -> None:
-    """A new option, or one that is gone, is said in CONTRACT.md before it passes here."""
+    """A new option, or one that is gone, is said in the documents before it passes here."""
     assert set(MaskOptions.model_fields) == {
         "points_per_side", "point_grids", "pred_iou_thresh", "stability_score_thresh", "stability_score_offset",
         "box_nms_thresh", "crop_n_layers", "crop_nms_thresh", "crop_overlap_ratio", "crop_n_points_downscale_factor",

@@ -22,7 +22,7 @@ from export.selection import Report, Watch
 from export.yolo import YoloOptions, export_yolo
 from labeler import storage
 from labeler.errors import OptionsError
-from labeler.flags import EXIT_CODES_HELP, EXIT_DONE, refuse_empty_arguments, run_command
+from labeler.flags import EXIT_CODES_HELP, EXIT_DONE, refuse_empty_arguments, run_command, tell_default
 from labeler.retries import RETRIES_OF_A_MINUTE, use_retries
 from labeler.runs import Run, describe_missing, iterate_rows, read_run
 from labeler.stores import parse_store_options, use_store_options
@@ -34,6 +34,7 @@ app = App(
     version_flags=(),
     suppress_keyboard_interrupt=False,
     config=refuse_empty_arguments,
+    default_parameter=Parameter(show_default=tell_default),
 )
 
 
@@ -79,8 +80,8 @@ def coco(
     out. Exporting the same run again gives the same bytes.
 
     ```
-    python -m export coco labels photos.json --min-predicted-iou 0.9 --min-area 100
-    python -m export coco labels photos.json --segmentation polygon --val-fraction 0.1
+    python -m export coco labels photos.json --min-predicted-iou 0.9
+    python -m export coco labels photos.json --segmentation polygon
     ```
 
     Args:

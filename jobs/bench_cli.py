@@ -32,19 +32,19 @@ def bench(
     a while with all its workers at once. Run it where the job will run, with nothing else running, on eight of the job's own
     photos and with its options: the time depends on their size and on how many masks are kept.
 
-    Examples::
-
-        python -m jobs bench --model models/vit_b --images photos --price 0.04
-        python -m jobs bench --model models/vit_b --images photos --precision bf16 --seconds 600
+    ```
+    python -m jobs bench --model vit_b --images photos --price 0.04
+    python -m jobs bench --model vit_b --images photos --precision bf16 --seconds 600
+    ```
 
     Reading the table: *images/s* of the whole machine decides. *s/image* is one worker's time for one image, by stage.
-    *memory/worker* is the most one worker held: as many must fit. *of product speed* compares encoder and predictor with plain
-    matrix products of OpenVINO by as many workers at once: what is missing to 100 % is not arithmetic.
+    *memory/worker* is the most one worker held: as many must fit. *of product speed* is the share of what OpenVINO reaches
+    in plain matrix products with as many workers at once; the rest is overhead.
 
     Args:
         model: A folder made by `labeler convert`, its URI, vit_b, vit_l, vit_h, vit_t (MobileSAM), or `tiny`.
         images: A folder of photos, or its URI; up to 8 of them are used. Not given: drawn pictures, which keep fewer masks.
-        price: What one core costs for an hour, in any currency: the cost of 1000 images is told in it. Not given: core-hours.
+        price: Price of one CPU hour, in any currency: the cost of 1000 images is told in it. Not given: core-hours.
         seconds: About how long to measure. Each worker labels one photo at least, so a large model may take longer.
         cpus: Use only so many CPUs. Default: all this process may use.
         storage_options: KEY=VALUE for fsspec, as `label` takes them.

@@ -35,7 +35,16 @@ from jobs.tallies import read_standing
 from labeler import storage, tables
 from labeler.checkpoints import CHECKPOINTS
 from labeler.errors import OptionsError, StorageError, UnknownModelError
-from labeler.flags import EXIT_DONE, EXIT_STOPPED, EXIT_USAGE, MaskFlags, given_options, refuse_empty_arguments, run_command
+from labeler.flags import (
+    EXIT_DONE,
+    EXIT_STOPPED,
+    EXIT_USAGE,
+    MaskFlags,
+    given_options,
+    refuse_empty_arguments,
+    run_command,
+    tell_default,
+)
 from labeler.model_folder import read_model_info
 from labeler.models import find_model
 from labeler.options import Preset, PromptOptions, check_given_options, name_prices, resolve_mask_options
@@ -62,7 +71,7 @@ app = App(
     help_epilogue=_EXIT_CODES_HELP,
     version_flags=(),
     suppress_keyboard_interrupt=False,
-    default_parameter=Parameter(negative=()),
+    default_parameter=Parameter(negative=(), show_default=tell_default),
 )
 app.command(bench)
 
@@ -94,11 +103,11 @@ def label(
 ) -> int:
     """Find the masks of every image in a folder. The same command again goes on where it stopped.
 
-    Examples::
-
-        python -m jobs label --input photos --output labels --model models/vit_b
-        python -m jobs label --input photos --output labels --model vit_b --workers 8 --cpus-per-worker 2
-        python -m jobs label --input photos --prompts boxes.json --output labels --model vit_b
+    ```
+    python -m jobs label --input photos --output labels --model vit_b
+    python -m jobs label --input photos --output labels --model vit_b --workers 8
+    python -m jobs label --input photos --prompts boxes.json --output labels --model vit_b
+    ```
 
     Args:
         input: A folder, a pattern (`*`, `**`, `{00..19}`), a list, COCO file, .tar or .parquet of images (jobs/INPUT.md).

@@ -76,6 +76,11 @@ else:
 """All mask options as flags (``Annotated[MaskFlags | None, Parameter(name="*", group=...)]``), unchecked."""
 
 
+def tell_default(value: object) -> str | None:
+    """What help says is the default: nothing where that is none, or off."""
+    return None if value is None or value is False or value == () else str(value)
+
+
 def given_options(flags: BaseModel | None) -> dict[str, Any]:
     """The options that were typed, for ``resolve_mask_options``."""
     return {} if flags is None else flags.model_dump(exclude_none=True)

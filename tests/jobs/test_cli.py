@@ -288,6 +288,6 @@ def test_help_teaches() -> None:
     for model, text in ((MaskOptions, changing), (Selection, changing), (JobOptions, others)):
         for name in model.model_fields:
             assert f"--{name.replace('_', '-')}"[:24] in text, name
-    assert "python -m jobs label --input photos --output labels --model models/vit_b" in " ".join(answer.stdout.split())
+    assert "python -m jobs label --input photos --output labels --model vit_b" in " ".join(answer.stdout.split())
     loaded = {line.split("|")[-1].strip() for line in answer.stderr.splitlines()}
     assert not loaded & {"ray", "openvino", "torch"}

@@ -21,8 +21,7 @@ import pyarrow.parquet as pq
 
 from labeler import storage
 from labeler.errors import OptionsError, StorageError
-from labeler.options import MaskOptions
-from labeler.tables import BOX_OR_NULL, MASKS_SCHEMA, SCHEMA_VERSION, decode_part, make_metadata, read_metadata
+from labeler.tables import BOX_OR_NULL, MASKS_SCHEMA, SCHEMA_VERSION, decode_part, read_metadata
 
 FOLDER = "review"
 
@@ -203,12 +202,12 @@ class Reviews:
         return sorted(decisions, key=lambda decision: (decision.decided_at, decision.name))
 
 
-def read_reviews(output: str, *, options: MaskOptions, model_sha256: str, known: Reviews | None = None) -> Reviews:
+def read_reviews(output: str, *, about: Mapping[str, str], known: Reviews | None = None) -> Reviews:
     """All decisions below a run's folder. None is a normal answer. Files with other names are not read.
 
     Args:
         output: the run's folder.
-        options, model_sha256: the run's; decisions about another run's masks would hit the wrong ones.
+        about: ``Run.about``: which masks these are; decisions about another run's masks would hit the wrong ones.
         known: what was read before: its files are not read again.
 
     Raises:
@@ -222,23 +221,20 @@ def read_reviews(output: str, *, options: MaskOptions, model_sha256: str, known:
         return Reviews()
     except PermissionError as error:
         raise StorageError(f"{output}/{FOLDER} may not be read: permission denied") from error
-    expected = _describe_run(options, model_sha256)
     before = known.by_file if known is not None else {}
     with ThreadPoolExecutor(_READERS) as pool:
         unread = sorted(files.keys() - before.keys())
-        read = dict(zip(unread, pool.map(lambda name: _read_file(files[name], name, expected), unread), strict=True))
+        read = dict(zip(unread, pool.map(lambda name: _read_file(files[name], name, about), unread), strict=True))
     return Reviews({**{name: group for name, group in before.items() if name in files}, **read})
 
 
-def write_decision(
-    output: str, decision: Decision, *, options: MaskOptions, model_sha256: str, after: Reviews | None = None
-) -> Reviews:
+def write_decision(output: str, decision: Decision, *, about: Mapping[str, str], after: Reviews | None = None) -> Reviews:
     """Write a decision into a file of its own, whole or not at all.
 
     Args:
         output: the run's folder.
         decision: its time and name are set here.
-        options, model_sha256: the run's.
+        about: ``Run.about``.
         after: what the person had seen. The new decision is later than that, whatever this machine's clock says.
 
     Returns:
@@ -263,7 +259,7 @@ def write_decision(
         "drawn_id": mask if isinstance(mask, str) else None,
         **{column: decision.mask[column] if decision.mask else None for column in _MASK_COLUMNS},
     }
-    schema = REVIEW_SCHEMA.with_metadata(_describe_run(options, model_sha256))
+    schema = REVIEW_SCHEMA.with_metadata(dict(about))
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist([row], schema=schema), sink, compression="zstd")
     uri = storage.join(output, FOLDER, name)
@@ -276,12 +272,7 @@ def new_drawn_id() -> str:
     return secrets.token_hex(8)
 
 
-def _describe_run(options: MaskOptions, model_sha256: str) -> dict[str, str]:
-    """Which masks these decisions are about. The same images, options and model have equal mask_ids."""
-    return make_metadata(options, model_sha256=model_sha256)
-
-
-def _read_file(uri: str, name: str, expected: Mapping[str, str]) -> tuple[Decision, ...]:
+def _read_file(uri: str, name: str, about: Mapping[str, str]) -> tuple[Decision, ...]:
     try:
         table = decode_part(storage.read_bytes(uri), name=uri)
     except (FileNotFoundError, PermissionError) as error:
@@ -289,9 +280,9 @@ def _read_file(uri: str, name: str, expected: Mapping[str, str]) -> tuple[Decisi
     found = read_metadata(table)
     if found.get("labeler.schema_version") != str(SCHEMA_VERSION) or set(REVIEW_SCHEMA.names) - set(table.column_names):
         raise OptionsError(f"{uri} is no decision that this version can read; leave the review out with --ignore-review")
-    if found != dict(expected):
+    if found != dict(about):
         raise OptionsError(
-            f"{uri} is about masks of another model or other options than this run's; "
+            f"{uri} is about masks of another model, other options or other prompts than this run's; "
             "remove that folder, or leave the review out with --ignore-review"
         )
     return tuple(_to_decision(row, name) for row in table.to_pylist())

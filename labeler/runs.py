@@ -4,7 +4,7 @@ Must not know any format: rows leave as plain dictionaries. Holds few parts in m
 decided about the masks (``labeler.reviews``) is applied here, where images meet their masks, for all who read a run.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -86,6 +86,7 @@ class Run:
         num_images, num_shards: what was planned.
         shards: the committed shards, in order; only these count.
         prompts: what it was given, where its masks are those of prompts.
+        about: which masks these are, as decisions about them say: the same images, and all of this, have equal mask_ids.
         reviews: what people decided about its masks since.
     """
 
@@ -101,6 +102,7 @@ class Run:
     num_shards: int
     shards: tuple[int, ...]
     prompts: PromptsRecord | None = None
+    about: Mapping[str, str] = field(default_factory=dict)
     reviews: Reviews = field(default_factory=Reviews)
 
     @property
@@ -126,9 +128,10 @@ def read_run(output: str, *, ignore_review: bool = False) -> Run:
     except ValidationError as error:
         raise OptionsError(f"{uri} is not a run this version can read: {str(error).splitlines()[0]}") from error
     tables.check_schema_version(record.schema_version, uri=uri)
-    reviews = Reviews()
-    if not ignore_review:
-        reviews = read_reviews(output, options=record.options, model_sha256=record.model.sha256)
+    about = tables.make_metadata(record.options, model_sha256=record.model.sha256)
+    if record.prompts_plan is not None:
+        about["labeler.fingerprint"] = record.fingerprint  # It hangs on the prompts, too.
+    reviews = Reviews() if ignore_review else read_reviews(output, about=about)
     return Run(
         output=output,
         input=record.input,
@@ -142,6 +145,7 @@ def read_run(output: str, *, ignore_review: bool = False) -> Run:
         num_shards=record.num_shards,
         shards=tuple(sorted(tables.list_committed_shards(output))),
         prompts=record.prompts_plan,
+        about=about,
         reviews=reviews,
     )
 

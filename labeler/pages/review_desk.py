@@ -128,21 +128,13 @@ class ReviewDesk:
 
     def _decide(self, decision: Decision) -> Decision:
         with self._lock:
-            reviews = write_decision(
-                self.run.output,
-                decision,
-                options=self.run.options,
-                model_sha256=self.run.model_sha256,
-                after=self._reviews,
-            )
+            reviews = write_decision(self.run.output, decision, about=self.run.about, after=self._reviews)
             self._reviews = reviews
             return reviews.standing[decision.key]
 
     def _refresh(self) -> None:
         with self._lock:
-            self._reviews = read_reviews(
-                self.run.output, options=self.run.options, model_sha256=self.run.model_sha256, known=self._reviews
-            )
+            self._reviews = read_reviews(self.run.output, about=self.run.about, known=self._reviews)
 
     def _read_shard_anew(self, shard: int) -> dict[int, list[Row]]:
         """The rows of a shard's masks, by image."""

@@ -20,7 +20,6 @@ from export.page import export_page
 from export.selection import Report, list_categories, name_categories, select_images
 from labeler import rle, tables
 from labeler.errors import OptionsError, StorageError
-from labeler.options import MaskOptions
 from labeler.pages.review_desk import ReviewDesk
 from labeler.reviews import Decision, Reviews, new_drawn_id, read_reviews, write_decision
 from labeler.runs import Run, iterate_images, read_run
@@ -55,8 +54,8 @@ def to_row(mask: np.ndarray) -> dict[str, Any]:
 def decide(run: Run, image_id: int, mask: int | str, verdict: Any, pixels: np.ndarray | None = None, **more: Any) -> Reviews:
     name, row = {1: "a.png", 2: "b.png", 4: "c.png"}[image_id], None if pixels is None else to_row(pixels)
     decision = Decision(key=(image_id, mask), verdict=verdict, file_name=name, mask=row, **more)
-    seen = read_reviews(run.output, options=run.options, model_sha256=run.model_sha256)
-    return write_decision(run.output, decision, options=run.options, model_sha256=run.model_sha256, after=seen)
+    seen = read_reviews(run.output, about=run.about)
+    return write_decision(run.output, decision, about=run.about, after=seen)
 
 
 def read_masks(run: Run, *, ignore_review: bool = False) -> dict[int, dict[int, np.ndarray]]:
@@ -123,7 +122,7 @@ def test_a_decision_is_later_than_what_was_seen(run: Run, monkeypatch: pytest.Mo
     ahead = replace(reviews.standing[1, 0], decided_at=datetime(2100, 1, 1, tzinfo=UTC))
     seen = Reviews({ahead.name: (ahead,)})
     own = Decision(key=(1, 0), verdict="restore", file_name="a.png")
-    after = write_decision(run.output, own, options=run.options, model_sha256=run.model_sha256, after=seen)
+    after = write_decision(run.output, own, about=run.about, after=seen)
     assert after.standing[1, 0].verdict == "restore"
 
 
@@ -132,9 +131,8 @@ def test_what_is_saved_last_holds_though_others_clocks_are_ahead(run: Run) -> No
     ahead = Decision(key=(1, 0), verdict="restore", file_name="a.png", decided_at=datetime(2100, 1, 1, tzinfo=UTC), name="x")
 
     def reject_ahead() -> None:
-        about = {"options": run.options, "model_sha256": run.model_sha256}
         seen = read_run(run.output).reviews.by_file
-        write_decision(run.output, replace(ahead, verdict="reject"), after=Reviews({**seen, "x": (ahead,)}), **about)
+        write_decision(run.output, replace(ahead, verdict="reject"), after=Reviews({**seen, "x": (ahead,)}), about=run.about)
 
     desk = ReviewDesk(run)
     rows = tables.read_part(run.output, table="masks", number=0, columns=tables.MASKS_SCHEMA.names)
@@ -149,21 +147,21 @@ def test_what_is_saved_last_holds_though_others_clocks_are_ahead(run: Run) -> No
     assert [m.verdict for m in desk.list_masks(desk.images[0])] == [None, None, None]
 
 
-def _reject_many(output: str, image_id: int, options: dict[str, Any], sha256: str) -> None:
+def _reject_many(output: str, image_id: int, about: dict[str, str]) -> None:
     for mask_id in range(40):
         decision = Decision(key=(image_id, mask_id), verdict="reject", file_name="a.png")
-        write_decision(output, decision, options=MaskOptions(**options), model_sha256=sha256)
+        write_decision(output, decision, about=about)
 
 
 def test_writers_at_the_same_time_lose_nothing(run: Run) -> None:
     """Three processes, which know nothing of each other; a reader in between sees whole files only."""
     context = multiprocessing.get_context("spawn")
-    arguments = [(run.output, i, run.options.model_dump(mode="json"), run.model_sha256) for i in (1, 2, 3)]
+    arguments = [(run.output, i, dict(run.about)) for i in (1, 2, 3)]
     writers = [context.Process(target=_reject_many, args=a) for a in arguments]
     for writer in writers:
         writer.start()
     while any(writer.is_alive() for writer in writers):
-        read_reviews(run.output, options=run.options, model_sha256=run.model_sha256)
+        read_reviews(run.output, about=run.about)
     for writer in writers:
         writer.join()
     reviews = read_run(run.output).reviews
@@ -178,10 +176,9 @@ def test_known_files_are_not_read_again(run: Run) -> None:
     decide_again = write_decision(
         run.output,
         Decision(key=(1, 1), verdict="reject", file_name="a.png"),
-        options=run.options,
-        model_sha256=run.model_sha256,
+        about=run.about,
     )
-    both = read_reviews(run.output, options=run.options, model_sha256=run.model_sha256, known=reviews)
+    both = read_reviews(run.output, about=run.about, known=reviews)
     assert both.by_file.keys() == {*reviews.by_file, *decide_again.by_file}
     with pytest.raises(StorageError, match="damaged"):
         read_run(run.output)
@@ -330,6 +327,7 @@ def test_drawn_masks_among_prompted_ones_get_ids_and_a_category_of_their_own(run
         asked = [{"prompt_id": row["prompt_id"], "image_id": row["image_id"], "status": "ok"} for row in prompted]
         (output / "prompts").mkdir(exist_ok=True)
         _write_rows(output / tables.part_name("prompts", shard), asked, tables.PROMPTS_SCHEMA, "prompts")
+    run = read_run(run.output)
     decide(run, 1, new_drawn_id(), "draw", NEW)
     assert export.cli.main(["coco", run.output, str(tmp_path / "x.json")]) == 0
     exported = json.loads((tmp_path / "x.json").read_text())
@@ -337,6 +335,19 @@ def test_drawn_masks_among_prompted_ones_get_ids_and_a_category_of_their_own(run
     assert sorted(by_id) == [105, 107, 109, 205, 206]
     assert [by_id[i]["category_id"] for i in (105, 206)] == [3, 2]
     assert {category["id"] for category in exported["categories"]} == {1, 2, 3}
+
+
+def test_a_review_is_of_the_prompts_that_were_asked(run: Run) -> None:
+    """Other boxes in the same photos are other masks: what was decided about those must not hit these."""
+    output = Path(run.output)
+    record = json.loads((output / "run.json").read_text())
+    record["prompts_plan"] = {"categories": [{"id": 3, "name": "cat"}], "num_without_category": 0, "has_image_ids": False}
+    (output / "run.json").write_text(json.dumps(record | {"fingerprint": "a"}))
+    decide(read_run(run.output), 1, 1, "reject")
+    assert read_run(run.output).reviews.standing[1, 1].verdict == "reject"
+    (output / "run.json").write_text(json.dumps(record | {"fingerprint": "b"}))
+    with pytest.raises(OptionsError, match="other prompts than this run's"):
+        read_run(run.output)
 
 
 def test_masks_without_a_category_join_the_one_of_their_name(run: Run, tmp_path: Path) -> None:
@@ -360,11 +371,10 @@ def _write_rows(part: Path, rows: list[dict[str, Any]], schema: Any, table: Any)
 def test_a_review_may_lie_in_a_bucket(run: Run, s3: Any) -> None:
     """Beside a run's tables, wherever those are; nothing but whole objects is ever there."""
     decision = Decision(key=(1, 1), verdict="reject", file_name="a.png")
-    about = {"options": run.options, "model_sha256": run.model_sha256}
-    assert not read_reviews("s3://labels/run", **about)
-    written = write_decision("s3://labels/run", decision, **about)
+    assert not read_reviews("s3://labels/run", about=run.about)
+    written = write_decision("s3://labels/run", decision, about=run.about)
     (key,) = (item["Key"] for item in s3.list_objects_v2(Bucket="labels")["Contents"])
     assert key == f"run/review/{next(iter(written.by_file))}"
-    read = read_reviews("s3://labels/run", **about)
+    read = read_reviews("s3://labels/run", about=run.about)
     assert read.standing[1, 1].verdict == "reject"
     assert [row["mask_id"] for row in read.apply([{"mask_id": 0}, {"mask_id": 1}], image_id=1)] == [0]

@@ -1,7 +1,7 @@
 # The commands README names. Each sets up what it needs on a fresh machine.
 PYTHON ?= python3
 NEW_VENV = $(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11 ..." if sys.version_info < (3, 11) else 0)' \
-	&& $(PYTHON) -m venv --clear
+	&& $(PYTHON) -m venv
 VENV := .venv
 DEMO_VENV := .venv-demo
 AZURITE := .azurite

@@ -27,6 +27,8 @@ from labeler.runs import Run
 Pictures = Literal["link", "copy", "none"]
 
 _SIGNATURE_BYTES = 16
+_PROBE = ".é-"
+"""How the file begins by which a disk is tried."""
 
 
 class FolderOptions(SelectionOptions):
@@ -245,10 +247,10 @@ def _check_target(target: str, record: dict[str, Any]) -> bool:
 
 def _tells_names_apart(folder: Path) -> bool:
     """Whether that disk has two files where names differ in case alone, or in the way that accents are written."""
-    while not folder.is_dir() and folder != folder.parent:
-        folder = folder.parent
     try:
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".é-") as file:
+        while not folder.is_dir() and folder != folder.parent:
+            folder = folder.parent
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=_PROBE) as file:
             name = os.path.basename(file.name)  # noqa: PTH119 (of a text, not of a path that is followed)
             twins = (name.swapcase(), unicodedata.normalize("NFD", name))
             return not any((folder / twin).exists() for twin in twins)
@@ -259,7 +261,7 @@ def _tells_names_apart(folder: Path) -> bool:
 def _is_empty(folder: str) -> bool:
     """But for what a desktop or a network's disk leaves in any folder."""
     names = (file.path.rpartition("/")[2] for file in storage.list_files(folder))
-    return all(name == ".DS_Store" or name.startswith(("._", ".nfs")) for name in names)
+    return all(name == ".DS_Store" or name.startswith(("._", ".nfs", _PROBE)) for name in names)
 
 
 def _write_record(folder: Folder, record: dict[str, Any], *, complete: bool) -> None:

@@ -12,6 +12,7 @@ def add_own_path(paths: str | None) -> str:
     Not where the packages are installed: there they are found anyway, and what else is installed would come before Python's own
     modules.
     """
-    folder = str(Path(__file__).resolve().parent.parent)
-    is_installed = folder in (sysconfig.get_path("purelib"), site.getusersitepackages())
-    return os.pathsep.join(filter(None, [None if is_installed else folder, paths]))
+    folder = Path(__file__).resolve().parent.parent
+    installed = (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), site.getusersitepackages())
+    is_installed = folder in [Path(path).resolve() for path in installed]
+    return os.pathsep.join(filter(None, [None if is_installed else str(folder), paths]))

@@ -205,7 +205,7 @@ def _check_shard(output: str, record: RunRecord, shard: int) -> Iterator[str]:
             continue
         sha256[table] = hashlib.sha256(data).hexdigest()
         schema = tables.make_schema(table, kept=record.selection.keep_columns, prompted=record.prompts is not None)
-        if not parts[table].schema.equals(schema):
+        if not tables.has_columns(parts[table], schema):
             yield f"{name} has other columns than schema version {tables.SCHEMA_VERSION}"
             del parts[table]
     if len(missing) < len(_list_tables(record)):

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from labeler.types import MaskSet as MaskSet
     from labeler.types import Prompts as Prompts
 
-# OpenVINO tells its maker whenever it is imported, in every worker anew, unless this package is missing. Nobody is told here.
+# OpenVINO tells its maker whenever it is imported, in every worker anew, unless this package is missing. So nobody is told,
+# where ours is imported first.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 _DOORS = {

@@ -19,7 +19,15 @@ import labeler
 from labeler import rle, storage
 from labeler.draw import paint_masks
 from labeler.errors import ImageError, OptionsError, StorageError
-from labeler.flags import EXIT_CODES_HELP, EXIT_DONE, MaskFlags, given_options, refuse_empty_arguments, run_command
+from labeler.flags import (
+    EXIT_CODES_HELP,
+    EXIT_DONE,
+    MaskFlags,
+    given_options,
+    refuse_empty_arguments,
+    run_command,
+    tell_default,
+)
 from labeler.images import decode_image, encode_png
 from labeler.limits import count_usable_cpus
 from labeler.options import MaskOptions, Precision, Preset, check_given_options, name_prices, resolve_mask_options
@@ -33,6 +41,7 @@ app = App(
     version_flags=(),
     suppress_keyboard_interrupt=False,
     config=refuse_empty_arguments,
+    default_parameter=Parameter(show_default=tell_default),
 )
 
 _MODEL_HELP = "A folder made by `convert`, its URI, vit_b, vit_l, vit_h, vit_t (MobileSAM), or `tiny` (embedded, weak)."
@@ -120,7 +129,7 @@ def masks(
     Differs from amg.py in one thing: bbox and area are pycocotools' own of the mask (amg.py's boxes are a pixel short).
 
     ```
-    python -m labeler masks photo.jpg --model models/vit_b --output masks.json --overlay masks.png
+    python -m labeler masks photo.jpg --model vit_b --output masks.json --overlay masks.png
     python -m labeler masks photo.jpg --model vit_b --output masks.json --points-per-side 16 --crop-n-layers 1
     ```
 
@@ -170,8 +179,8 @@ def prompt(
     """Find the one mask that points or a box ask for, and write it as a black and white PNG of the photo's size.
 
     ```
-    python -m labeler prompt photo.jpg --model models/vit_b --point 500,375 --output mask.png
-    python -m labeler prompt photo.jpg --model models/vit_b --box 425,600,700,875 --negative 575,750 --output mask.png
+    python -m labeler prompt photo.jpg --model vit_b --point 500,375 --output mask.png
+    python -m labeler prompt photo.jpg --model vit_b --box 425,600,700,875 --negative 575,750 --output mask.png
     ```
 
     Args:
@@ -222,8 +231,8 @@ def serve(
     """Open a page to click on: masks of points and boxes, or of everything; or the review of a finished run. Needs `serve`.
 
     ```
-    python -m labeler serve --model models/vit_b --images photos
-    python -m labeler serve --run labels --model models/vit_b
+    python -m labeler serve --model vit_b --images photos
+    python -m labeler serve --run labels --model vit_b
     ```
 
     Args:

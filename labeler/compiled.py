@@ -21,6 +21,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 logger = logging.getLogger(__name__)
 
+_SHA256_BYTES = 32
+
 
 def compiled(function: F) -> F:
     """Compiled when it is called first; runs without Python's lock."""
@@ -77,11 +79,18 @@ class _CodeFiles:
     def load(self, key: tuple[Any, ...]) -> Any:
         """What was kept, None where there is nothing, or nothing that is whole and of this source."""
         try:
-            stamp, its_key, data = pickle.loads(self._path(key).read_bytes())
-        except Exception as error:  # Bytes that were cut or overwritten may make pickle raise anything.
+            written = self._path(key).read_bytes()
+        except OSError as error:
             logger.debug("no machine code in %s: %s", self._path(key), error)
             return None
+        sha256, content = written[:_SHA256_BYTES], written[_SHA256_BYTES:]
+        if hashlib.sha256(content).digest() != sha256:  # One with a hole in it would end this process, and all others after it.
+            return None
+        stamp, its_key, data = pickle.loads(content)
         return data if (stamp, its_key) == (self._stamp, key) else None
+
+    def flush(self) -> None:
+        """Forget nothing: what is stale is written over. numba asks for it before it compiles all anew."""
 
     def save(self, key: tuple[Any, ...], data: Any) -> None:
         """Keep it, whole or not at all.
@@ -92,7 +101,8 @@ class _CodeFiles:
         path = self._path(key)
         part = path.with_name(f"{path.name}.{uuid4().hex[:8]}.tmp")
         try:
-            part.write_bytes(dumps((self._stamp, key, data)))  # type: ignore[no-untyped-call]
+            content = dumps((self._stamp, key, data))  # type: ignore[no-untyped-call]
+            part.write_bytes(hashlib.sha256(content).digest() + content)
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)

@@ -49,6 +49,9 @@ REVIEW_SCHEMA = pa.schema(
     ]
 )
 
+PROMPTED = "labeler.fingerprint"
+"""What ``Run.about`` has more in a run with prompts."""
+
 _NAME = re.compile(r"\d{8}T\d{6}\.\d{6}Z-[0-9a-f]{16}\.parquet")
 _READERS = 16
 _NOT_YET = datetime.min.replace(tzinfo=UTC)
@@ -280,7 +283,7 @@ def _read_file(uri: str, name: str, about: Mapping[str, str]) -> tuple[Decision,
     found = read_metadata(table)
     if found.get("labeler.schema_version") != str(SCHEMA_VERSION) or set(REVIEW_SCHEMA.names) - set(table.column_names):
         raise OptionsError(f"{uri} is no decision that this version can read; leave the review out with --ignore-review")
-    if found != dict(about):
+    if found not in (dict(about), {key: value for key, value in about.items() if key != PROMPTED}):  # Of before it was written.
         raise OptionsError(
             f"{uri} is about masks of another model, other options or other prompts than this run's; "
             "remove that folder, or leave the review out with --ignore-review"

@@ -18,7 +18,7 @@ from labeler.errors import ImageError, OptionsError, StorageError
 from labeler.images import decode_image
 from labeler.options import MaskOptions
 from labeler.pictures import read_picture
-from labeler.reviews import Reviews, read_reviews
+from labeler.reviews import PROMPTED, Reviews, read_reviews
 from labeler.types import Image
 
 Row = dict[str, Any]
@@ -130,7 +130,7 @@ def read_run(output: str, *, ignore_review: bool = False) -> Run:
     tables.check_schema_version(record.schema_version, uri=uri)
     about = tables.make_metadata(record.options, model_sha256=record.model.sha256)
     if record.prompts_plan is not None:
-        about["labeler.fingerprint"] = record.fingerprint  # It hangs on the prompts, too.
+        about[PROMPTED] = record.fingerprint  # It hangs on the prompts, too.
     reviews = Reviews() if ignore_review else read_reviews(output, about=about)
     return Run(
         output=output,

@@ -39,7 +39,7 @@ _LONGEST_CHAIN = 8
 # What the operating system says of files.
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NO_NAME = frozenset({errno.ENAMETOOLONG, errno.EILSEQ, errno.ELOOP})  # EILSEQ: disks that take names in UTF-8 alone.
-_IN_THE_WAY = _NO_NAME | {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.EINVAL}  # EINVAL: exFAT of "a:b".
+_IN_THE_WAY = _NO_NAME | {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY}
 _NO_SUCH_FILE = _NO_NAME | {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENXIO}
 _LASTING = _DISK_FULL | {errno.EROFS}
 
@@ -86,7 +86,8 @@ def translate_local_errors(path: Path, *, writing: bool = False) -> Iterator[Non
         verb = "written" if writing else "read"
         if error.errno in _DISK_FULL:
             raise StorageRefusedError(f"{path} can't be {verb}: {error.strerror or error} (the disk is full)") from error
-        kind = StorageRefusedError if error.errno in _LASTING | _IN_THE_WAY else StorageError
+        is_no_name = writing and error.errno == errno.EINVAL  # As exFAT says of "a:b".
+        kind = StorageRefusedError if is_no_name or error.errno in _LASTING | _IN_THE_WAY else StorageError
         raise kind(f"{path} can't be {verb}: {error.strerror or error}") from error
     except ValueError as error:  # A null character in the name.
         missing = FileNotFoundError(errno.ENOENT, str(error), str(path))

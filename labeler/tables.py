@@ -327,6 +327,12 @@ def read_part(output: str, *, table: TableName, number: int, columns: Sequence[s
     return decode_part(storage.read_bytes(uri), name=uri, columns=columns)
 
 
+def has_columns(table: pa.Table, schema: pa.Schema) -> bool:
+    """Whether a part has these columns; also one of when boxes that may be null were lists of fixed size."""
+    before = [field.with_type(_BOX) if field.type == BOX_OR_NULL else field for field in schema]
+    return any(table.schema.equals(expected) for expected in (schema, pa.schema(before)))
+
+
 def read_metadata(table: pa.Table) -> dict[str, str]:
     """The ``labeler.`` entries of a part's metadata, as text."""
     metadata: Mapping[bytes, Any] = table.schema.metadata or {}

@@ -76,10 +76,10 @@ def measure_scenes(sam: Sam, *, bank: PhotoBank, seeds: Sequence[int] = VALIDATI
 
 
 def _split_clicks(table: dict[str, Floats]) -> dict[str, float]:
-    """Best of three by where a click lies and by how large the thing is, in pixels of the input."""
+    """Best of three by where a click lies and by how large the thing is (what of these is known), in pixels of the input."""
     figures = {}
-    for column, edges in CLICK_CLASSES.items():
-        for low, high in pairwise((*edges, math.inf)):
+    for column in (name for name in CLICK_CLASSES if name in table):
+        for low, high in pairwise((*CLICK_CLASSES[column], math.inf)):
             rows = (table[column] >= low) & (table[column] < high)
             if rows.any():
                 figures[f"best of three, {column} {low} to {high}, {rows.sum()} clicks"] = float(table["best"][rows].mean())
@@ -156,9 +156,9 @@ def find_innermost(mask: Bool) -> tuple[float, float]:
 
 @torch.no_grad()
 def measure_clicks(sam: Sam, photos: Iterator[LabeledPhoto]) -> dict[str, float]:
-    """Mean IoU of a click at the innermost point of each region: best of three, and the one chosen."""
+    """Mean IoU of a click at the innermost point of each region: best of three, and the one chosen; the best also by area."""
     side = int(sam.image_encoder.img_size)
-    best, chosen = [], []
+    best, chosen, area = [], [], []
     for photo in photos:
         image_hw = photo.pixels.shape[:2]
         input_hw = fit_in_square((image_hw[0], image_hw[1]), side=side)
@@ -175,10 +175,12 @@ def measure_clicks(sam: Sam, photos: Iterator[LabeledPhoto]) -> dict[str, float]
             iou = [(mask & wanted).sum() / max((mask | wanted).sum(), 1) for mask in masks]
             best.append(max(iou))
             chosen.append(iou[int(predicted[0, 0, 1:].argmax())])
+            area.append(wanted.sum() * (input_hw[0] * input_hw[1]) / (image_hw[0] * image_hw[1]))
     return {
         "regions": float(len(best)),
         "click, best of three": float(np.mean(best)),
         "click, chosen by predicted IoU": float(np.mean(chosen)),
+        **_split_clicks({"best": np.array(best), "area": np.array(area)}),
     }
 
 

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import yaml
+from nobody import as_nobody, make_public_folder
 from PIL import Image as PillowImage
 
 from export import cli, folders
@@ -314,6 +315,27 @@ def test_whether_a_disk_tells_names_apart_is_tried(tmp_path: Path, monkeypatch: 
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr(Path, "exists", lambda _: True)
     assert not folders._tells_names_apart(tmp_path)
+
+
+def test_a_picture_may_get_an_extension_that_another_has(make_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where X becomes X.jpg, and x.jpg is the same file; without labels nothing else would tell."""
+    run = read_run(str(make_run([])))
+    rows = [{"uri": "", "file_name": name, "status": "ok"} for name in ("X", "x.jpg")]
+    monkeypatch.setattr(names_of_files, "iterate_rows", lambda *_, **__: rows)
+    how: Any = {"options": SelectionOptions(), "label_suffix": None, "has_pictures": True, "by_stem": False, "is_disk": True}
+    assert not names_of_files.keep_labels_apart(run, kind="fiftyone", **how)
+    with pytest.raises(OptionsError, match="do not fit into one folder"):
+        names_of_files.keep_labels_apart(run, kind="fiftyone", **how, tells_apart=False)
+
+
+def test_a_folder_that_may_not_be_entered_is_no_traceback(run: Run, tmp_path: Path) -> None:
+    """Nor is one whose name is longer than any; nothing is left there."""
+    with pytest.raises((StorageError, OptionsError)):
+        export_sa1b(run, str(tmp_path / ("x" * 300) / "out"), options=FolderOptions())
+    with make_public_folder() as folder:
+        (folder / "closed").mkdir(mode=0)
+        with as_nobody():
+            assert folders._tells_names_apart(folder / "closed" / "new")
 
 
 def test_what_a_desktop_leaves_in_a_folder_is_nothing(run: Run, tmp_path: Path) -> None:

@@ -64,13 +64,15 @@ def test_unlike_cpus_on_a_shared_disk_keep_their_own(folder: Path) -> None:
     assert run(folder, "3", cpu="generic") == (1, 0)
 
 
-@pytest.mark.parametrize("kept", [0, 0.5, None])
-def test_machine_code_that_is_cut_is_made_anew(folder: Path, kept: float | None) -> None:
-    """Empty, cut in half, or zeros, as a machine that lost power leaves files."""
+@pytest.mark.parametrize("kept", [0, 0.5, "zeros", "hole"])
+def test_machine_code_that_is_cut_is_made_anew(folder: Path, kept: float | str) -> None:
+    """Empty, cut in half, zeros, or with a hole in it, as a machine that lost power leaves files."""
     assert run(folder, "3") == (0, 1)
     (file,) = (folder / "__pycache__").glob("*.nbc")
     whole = file.read_bytes()
-    file.write_bytes(bytes(len(whole)) if kept is None else whole[: int(kept * len(whole))])
+    third = len(whole) // 3
+    holes = {"zeros": bytes(len(whole)), "hole": whole[:third] + bytes(200) + whole[third + 200 :]}
+    file.write_bytes(holes[kept] if isinstance(kept, str) else whole[: int(kept * len(whole))])
     assert run(folder, "3") == (0, 1)
     assert run(folder, "3") == (1, 0)
 

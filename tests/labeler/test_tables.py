@@ -76,6 +76,17 @@ def test_columns_and_types_are_the_contract() -> None:
     )
 
 
+def test_parts_of_before_boxes_could_be_null_still_count() -> None:
+    """Their boxes are lists of fixed size, and a run of them is whole."""
+    before = pa.schema(
+        [field.with_type(pa.list_(pa.float64(), 4)) if field.name == "box_xyxy" else field for field in tables.PROMPTS_SCHEMA]
+    )
+    for schema in (before, tables.PROMPTS_SCHEMA):
+        assert tables.has_columns(schema.empty_table(), tables.PROMPTS_SCHEMA)
+    assert not tables.has_columns(before.remove(0).empty_table(), tables.PROMPTS_SCHEMA)
+    assert not tables.has_columns(tables.MASKS_SCHEMA.empty_table(), tables.PROMPTS_SCHEMA)
+
+
 @pytest.mark.parametrize("schema", [tables.PROMPTS_SCHEMA, tables.PROMPTS_PLAN_SCHEMA, REVIEW_SCHEMA])
 def test_what_may_be_null_is_no_list_of_fixed_size(schema: pa.Schema) -> None:
     """Arrow before 26 can't read a null among them, and most who read these files have such a one."""

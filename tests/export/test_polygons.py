@@ -52,6 +52,21 @@ def test_pieces_and_holes_come_back_exactly(mask: np.ndarray, num_pieces: int, j
     assert all(ring.shape[0] >= 3 for ring in found.rings)
 
 
+def test_a_slit_goes_to_the_nearest_corner() -> None:
+    """From the hole's left side; a longer one would cross what a reader draws with a line of its own."""
+    mask = np.ones((40, 60), bool)
+    mask[30:34, 50:55] = False
+    found = counts_to_polygons(to_counts(mask), image_hw=mask.shape, max_loss=0.0)
+    assert found is not None
+    (ring,) = found.rings
+    corners = {tuple(corner) for corner in ring.tolist()}
+    assert {(0, 0), (0, 40), (60, 0), (60, 40), (50, 30), (50, 34)} <= corners
+    steps = [(tuple(a), tuple(b)) for a, b in zip(ring.tolist(), np.roll(ring, -1, axis=0).tolist(), strict=True)]
+    slits = [step for step in steps if (step[::-1] in steps)]
+    assert slits
+    assert all({(60, 40)} & set(slit) for slit in slits)  # Of the picture's corners the nearest one.
+
+
 @pytest.mark.parametrize("joined", [False, True])
 def test_noise_comes_back_exactly(joined: bool, random_masks: Callable[..., Any]) -> None:
     """Hundreds of holes and pieces, at every edge of the image."""

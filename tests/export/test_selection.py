@@ -38,6 +38,15 @@ def run(make_run: Any) -> Run:
     return read_run(str(make_run([("a.jpg", HW, MASKS), ("broken.jpg", None, []), ("empty.jpg", HW, [])])))
 
 
+def test_progress_counts_every_image_once(run: Run) -> None:
+    """Those that failed, and those that are left out, too: it ends where the run does."""
+    seen: list[int] = []
+    report = Report()
+    list(select_images(run, options=SelectionOptions(drop_empty=True), report=report, watch=lambda r: seen.append(r.num_seen)))
+    assert seen == [1, 2, 3]
+    assert (report.num_images, report.num_failed, report.num_empty) == (1, 1, 1)
+
+
 @pytest.mark.parametrize(
     ("option", "value", "kept"),
     [

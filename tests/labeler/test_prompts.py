@@ -32,9 +32,17 @@ def fit(image: Image, *, exif: Any = "apply", frame: Any = None, **prompt: Any) 
         ("malformed", "64 are the most", {"points_xy": ((1.0, 1.0),) * 65, "point_labels": (1,) * 65}),
         ("malformed", "1 (inside", {"points_xy": ((1.0, 1.0),), "point_labels": (2,)}),
         ("reversed", "10, 10, 5, 20", {"box_xyxy": (10.0, 10.0, 5.0, 20.0)}),
+        ("reversed", "10, 20, 15, 10", {"box_xyxy": (10.0, 20.0, 15.0, 10.0)}),
         ("empty", "no area", {"box_xyxy": (10.0, 10.0, 10.0, 20.0)}),
+        ("empty", "no area", {"box_xyxy": (10.0, 10.0, 20.0, 10.0)}),
         ("outside", "60 x 40", {"box_xyxy": (60.0, 10.0, 70.0, 20.0)}),
+        ("outside", "60 x 40", {"box_xyxy": (10.0, 40.0, 20.0, 50.0)}),
+        ("outside", "60 x 40", {"box_xyxy": (-5.0, 10.0, 0.0, 20.0)}),
+        ("outside", "60 x 40", {"box_xyxy": (10.0, -5.0, 20.0, 0.0)}),
         ("outside", "61, 1", {"points_xy": ((61.0, 1.0),), "point_labels": (1,)}),
+        ("outside", "1, 41", {"points_xy": ((1.0, 41.0),), "point_labels": (1,)}),
+        ("outside", "-0.5, 1", {"points_xy": ((-0.5, 1.0),), "point_labels": (1,)}),
+        ("outside", "1, -0.5", {"points_xy": ((1.0, -0.5),), "point_labels": (1,)}),
         ("size", "30 x 20", {"box_xyxy": (1.0, 1.0, 5.0, 5.0), "frame_hw": (20, 30)}),
         ("crowd", "many", {"box_xyxy": (1.0, 1.0, 5.0, 5.0), "error": PromptError("crowd", "many")}),
     ],
@@ -50,6 +58,21 @@ def test_what_is_wrong_is_said(kind: str, words: str, prompt: dict[str, Any]) ->
 def test_a_box_may_stick_out() -> None:
     """Detectors' boxes do; what is asked is the box as it is."""
     assert fit(picture(), box_xyxy=(-5.0, -5.0, 70.0, 20.0)).box_xyxy == (-5.0, -5.0, 70.0, 20.0)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        {"box_xyxy": (-5.0, -5.0, 0.5, 0.5)},
+        {"box_xyxy": (59.5, 39.5, 70.0, 50.0)},
+        {"points_xy": ((0.0, 0.0), (60.0, 40.0)), "point_labels": (1, 0)},
+        {"points_xy": ((1.0, 1.0),) * 64, "point_labels": (1,) * 64},
+    ],
+)
+def test_the_utmost_is_still_asked(prompt: dict[str, Any]) -> None:
+    """A corner of a box in the image, points on its edges, as many as may be."""
+    asked = fit(picture(), **prompt)
+    assert {name: getattr(asked, name) for name in prompt} == prompt
 
 
 @pytest.mark.parametrize(

@@ -172,8 +172,8 @@ def test_help_teaches_and_is_quick() -> None:
     """Examples that can be copied, every mask option, and no engine loaded for it."""
     for command, example in [
         ("convert", "python -m labeler convert --model-type vit_b"),
-        ("masks", "python -m labeler masks photo.jpg --model models/vit_b"),
-        ("prompt", "python -m labeler prompt photo.jpg --model models/vit_b --point 500,375"),
+        ("masks", "python -m labeler masks photo.jpg --model vit_b"),
+        ("prompt", "python -m labeler prompt photo.jpg --model vit_b --point 500,375"),
     ]:
         answer = subprocess.run(
             [sys.executable, "-X", "importtime", "-m", "labeler", command, "--help"], capture_output=True, text=True, check=True

@@ -50,8 +50,7 @@ class _KeptCode(FunctionCache):
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)  # type: ignore[no-untyped-call]
         base = Path(self._cache_path, self._impl.filename_base)
-        stamp = numba.__version__, self._impl.locator.get_source_stamp()
-        self._cache_file: Any = _CodeFiles(base, stamp=stamp)
+        self._cache_file: Any = _CodeFiles(base, stamp=self._impl.locator.get_source_stamp())
 
     def save_overload(self, sig: Any, data: Any) -> None:
         """Keep what was compiled for a signature, if the disk lets us."""
@@ -62,7 +61,7 @@ class _KeptCode(FunctionCache):
 
 
 class _CodeFiles:
-    """A file for each signature and CPU.
+    """A file for each signature, CPU and version of numba.
 
     numba has an index for all of them, which workers that start at once, on unlike CPUs of one shared disk, write over each
     other: then one may be given the other's code.
@@ -73,7 +72,7 @@ class _CodeFiles:
 
     def _path(self, key: tuple[Any, ...]) -> Path:
         signature, cpu, _ = key
-        name = hashlib.sha256(repr((signature, cpu)).encode()).hexdigest()[:16]
+        name = hashlib.sha256(repr((numba.__version__, signature, cpu)).encode()).hexdigest()[:16]
         return self._base.with_name(f"{self._base.name}.{name}.nbc")
 
     def load(self, key: tuple[Any, ...]) -> Any:
@@ -86,7 +85,11 @@ class _CodeFiles:
         sha256, content = written[:_SHA256_BYTES], written[_SHA256_BYTES:]
         if hashlib.sha256(content).digest() != sha256:  # One with a hole in it would end this process, and all others after it.
             return None
-        stamp, its_key, data = pickle.loads(content)
+        try:
+            stamp, its_key, data = pickle.loads(content)
+        except Exception as error:  # Of classes that are no more: pickle may raise anything.
+            logger.debug("the machine code in %s is of other packages: %s", self._path(key), error)
+            return None
         return data if (stamp, its_key) == (self._stamp, key) else None
 
     def flush(self) -> None:

@@ -1,5 +1,6 @@
 """Machine code on disk: kept where it can be, and never a reason to fail."""
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -73,6 +74,16 @@ def test_machine_code_that_is_cut_is_made_anew(folder: Path, kept: float | str) 
     third = len(whole) // 3
     holes = {"zeros": bytes(len(whole)), "hole": whole[:third] + bytes(200) + whole[third + 200 :]}
     file.write_bytes(holes[kept] if isinstance(kept, str) else whole[: int(kept * len(whole))])
+    assert run(folder, "3") == (0, 1)
+    assert run(folder, "3") == (1, 0)
+
+
+def test_machine_code_of_other_packages_is_made_anew(folder: Path) -> None:
+    """Whole, but of a class that is no more, as after an upgrade."""
+    assert run(folder, "3") == (0, 1)
+    (file,) = (folder / "__pycache__").glob("*.nbc")
+    content = b"cno_such_module\nThing\n."
+    file.write_bytes(hashlib.sha256(content).digest() + content)
     assert run(folder, "3") == (0, 1)
     assert run(folder, "3") == (1, 0)
 

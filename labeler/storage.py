@@ -286,7 +286,7 @@ def delete(uri: str) -> None:
         with translate_local_errors(path, writing=True):
             path.unlink(missing_ok=True)
         return
-    with translate_store_errors(uri, writing=True), contextlib.suppress(FileNotFoundError), translate_store_errors(uri):
+    with translate_store_errors(uri, writing=True, may_be_gone=True):
         store, key = open_store(uri)
         store.rm_file(key)
 

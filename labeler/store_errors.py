@@ -45,8 +45,8 @@ _LASTING = _DISK_FULL | {errno.EROFS}
 
 
 @contextlib.contextmanager
-def translate_store_errors(uri: str, *, writing: bool = False) -> Iterator[None]:
-    """Raise what the store's library raises as one of ours.
+def translate_store_errors(uri: str, *, writing: bool = False, may_be_gone: bool = False) -> Iterator[None]:
+    """Raise what the store's library raises as one of ours; with ``may_be_gone`` not that there is no such object.
 
     Raises:
         FileNotFoundError: there is no such object to be read.
@@ -61,6 +61,8 @@ def translate_store_errors(uri: str, *, writing: bool = False) -> Iterator[None]
         raise
     except Exception as error:
         sorted_error = sort_store_error(error, uri=uri)
+        if may_be_gone and isinstance(sorted_error, FileNotFoundError):
+            return
         raise (_refuse_writing(uri, sorted_error) if writing else sorted_error) from error
 
 

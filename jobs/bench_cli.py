@@ -6,10 +6,10 @@ from typing import Annotated
 from cyclopts import Group, Parameter
 from cyclopts.validators import Number
 
-from labeler.flags import EXIT_DONE, MaskFlags, given_options
+from labeler.flags import EXIT_DONE, MaskFlags, PresetFlag, given_options
 from labeler.model_folder import read_model_info
 from labeler.models import find_model
-from labeler.options import Preset, check_given_options, resolve_mask_options
+from labeler.options import check_given_options, resolve_mask_options
 from labeler.stores import parse_store_options, use_store_options
 
 _MASKS = Group("Options that change masks, and with them the time", sort_key=2)
@@ -23,7 +23,7 @@ def bench(
     seconds: Annotated[float, Parameter(validator=Number(gt=0))] = 180,
     cpus: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
     storage_options: tuple[str, ...] = (),
-    preset: Annotated[Preset | None, Parameter(group=_MASKS)] = None,
+    preset: Annotated[PresetFlag, Parameter(group=_MASKS)] = None,
     mask_flags: Annotated[MaskFlags | None, Parameter(name="*", group=_MASKS)] = None,
 ) -> int:
     """Measure on this machine how many workers of how many threads label most images a second, and what they cost.
@@ -48,8 +48,6 @@ def bench(
         seconds: About how long to measure. Each worker labels one photo at least, so a large model may take longer.
         cpus: Use only so many CPUs. Default: all this process may use.
         storage_options: KEY=VALUE for fsspec, as `label` takes them.
-        preset: sa1b, as that dataset was made: 32 points per side, two crop layers (with 16 and 8 points per side), regions
-            below 100 pixels removed, no mask above 0.95 of the image. Single options win over it.
     """
     from jobs.bench import describe_bench, run_bench
 

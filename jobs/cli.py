@@ -40,6 +40,7 @@ from labeler.flags import (
     EXIT_STOPPED,
     EXIT_USAGE,
     MaskFlags,
+    PresetFlag,
     given_options,
     refuse_empty_arguments,
     run_command,
@@ -47,7 +48,7 @@ from labeler.flags import (
 )
 from labeler.model_folder import read_model_info
 from labeler.models import find_model
-from labeler.options import Preset, PromptOptions, check_given_options, name_prices, resolve_mask_options
+from labeler.options import PromptOptions, check_given_options, name_prices, resolve_mask_options
 from labeler.retries import RETRIES_OF_A_MINUTE, use_retries
 from labeler.signals import catch_signals
 from labeler.stores import find_bucket, parse_store_options, use_store_options
@@ -96,7 +97,7 @@ def label(
     extend: Annotated[bool, Parameter(group=_WHICH)] = False,
     retry_failed: Annotated[str | None, Parameter(group=_CHANGE_NO_MASKS)] = None,
     selection: Annotated[Selection | None, Parameter(name="*", group=_WHICH)] = None,
-    preset: Annotated[Preset | None, Parameter(group=_CHANGE_MASKS)] = None,
+    preset: Annotated[PresetFlag, Parameter(group=_CHANGE_MASKS)] = None,
     mask_flags: Annotated[MaskFlags | None, Parameter(name="*", group=_CHANGE_MASKS)] = None,
     prompt_options: Annotated[PromptOptions | None, Parameter(name="*", group=_CHANGE_MASKS)] = None,
     job: Annotated[JobOptions | None, Parameter(name="*", group=_CHANGE_NO_MASKS)] = None,
@@ -120,8 +121,6 @@ def label(
         extend: Also label images that came into the input since the run was started. Not with --limit, --sample or --prompts.
         retry_failed: Label failed images again: all, or those of these kinds, such as `timeout,worker_died`. All: missing,
             forbidden, changed, unsupported, truncated, corrupt, too_large, too_small, timeout, worker_died, internal.
-        preset: sa1b, as that dataset was made: 32 points per side, two crop layers (with 16 and 8 points per side), regions
-            below 100 pixels removed, no mask above 0.95 of the image. Single options win over it.
     """
     selection, job = selection or Selection(), job or JobOptions()
     given = given_options(mask_flags)

@@ -23,6 +23,7 @@ from labeler.flags import (
     EXIT_CODES_HELP,
     EXIT_DONE,
     MaskFlags,
+    PresetFlag,
     given_options,
     refuse_empty_arguments,
     run_command,
@@ -30,7 +31,7 @@ from labeler.flags import (
 )
 from labeler.images import decode_image, encode_png
 from labeler.limits import count_usable_cpus
-from labeler.options import MaskOptions, Precision, Preset, check_given_options, name_prices, resolve_mask_options
+from labeler.options import MaskOptions, Precision, check_given_options, name_prices, resolve_mask_options
 from labeler.stores import parse_store_options, use_store_options
 from labeler.types import MAX_POINTS, Bool, Image, MaskSet, Prompts, UInt32
 
@@ -119,7 +120,7 @@ def masks(
     model: _Model,
     output: str,
     overlay: str | None = None,
-    preset: Preset | None = None,
+    preset: PresetFlag = None,
     threads: _Threads = None,
     storage_options: _StoreOptions = (),
     flags: Annotated[MaskFlags | None, Parameter(name="*", group="Mask options")] = None,
@@ -137,8 +138,6 @@ def masks(
         photo: The image, a file or a URI.
         output: The JSON file to write.
         overlay: A PNG file to write: the photo with its masks painted over it.
-        preset: sa1b, as that dataset was made: 32 points per side, two crop layers (with 16 and 8 points per side), regions
-            below 100 pixels removed, no mask above 0.95 of the image. Single options win over it.
     """
     given = given_options(flags)
     check_given_options(given, preset=preset)

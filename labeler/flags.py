@@ -19,7 +19,7 @@ from cyclopts import UNSET, App, ArgumentCollection, CycloptsError, Parameter
 from pydantic import BaseModel, ValidationError, create_model
 
 from labeler.errors import ImageError, LabelerError, OptionsError
-from labeler.options import MaskOptions, describe_validation_error, refuse_empty
+from labeler.options import MaskOptions, Preset, describe_validation_error, refuse_empty
 from labeler.signals import catch_signals
 
 EXIT_DONE = 0
@@ -34,6 +34,13 @@ _TELLING = tuple(f"labeler.{module}" for module in ("checkpoints", "convert", "g
 EXIT_CODES_HELP = (
     "Exit codes: 0 done; 1 a file, the storage or the model is at fault; 2 usage or a bad option; 130, 143 interrupted."
 )
+
+
+_PRESET_HELP = (
+    "sa1b, as that dataset was made: 32 points per side, two crop layers (with 16 and 8 points per side), regions below 100 "
+    "pixels removed, no mask above 0.95 of the image. Single options win over it."
+)
+PresetFlag = Annotated[Preset | None, Parameter(help=_PRESET_HELP)]
 
 
 def refuse_empty_arguments(_app: App, _commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
